@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Backend: what a device has to offer to run the pipeline. Model code is written once against this class and never names a
+// backend: it allocates activations, hands over weights, queues ops and reads results back.
+//
+// Ops are queued in order and may run later; `synchronize` and `read` wait. Shapes are checked here, once for all backends.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+#include "core/tensor.h"
+#include "ops/ops.h"
+
+namespace bonsai {
+
+enum class Precision {
+    kFast,  // int8 activations, one scale for each token and group of 128
+    kExact, // float activations
+};
+
+struct DeviceInfo {
+    std::string id;          // "cpu", "cuda:0", ...
+    std::string name;        // as the maker calls it
+    std::string features;    // instruction set or compute capability in use
+    uint64_t memory_total = 0;
+    uint64_t memory_free = 0;
+    int threads = 0;         // worker threads (CPU), 0 elsewhere
+};
+
+struct BackendOptions {
+    int threads = 0; // 0: physical cores within affinity mask and cgroup quota
+    Precision precision = Precision::kFast;
+};
+
+// Memory of one device; released with the object.
+class Buffer {
+  public:
+    virtual ~Buffer() = default;
+    void* data() const { return data_; }
+    size_t size() const { return size_; }
+
+  protected:
+    void* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+// A recorded sequence of ops with fixed addresses (a CUDA graph, a command buffer).
+class Capture {
+  public:
+    virtual ~Capture() = default;
+};
+
+class Backend {
+  public:
+    virtual ~Backend() = default;
+    virtual const DeviceInfo& device() const = 0;
+
+    // -- memory ------------------------------------------------------------------------------------------------
+    virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;
+    // Makes a weight of the mapped model file usable by ops. On devices with their own memory this uploads and the result lives in
+    // `*owner`; on the CPU it is the mapping itself and `*owner` stays empty.
+    virtual Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) = 0;
+    virtual Status write(const Tensor& to, const void* host) = 0; // contiguous host rows of to.cols elements
+    virtual Status read(const Tensor& from, void* host) = 0;      // waits for the queue first
+
+    // -- queue ---------------------------------------------------------------------------------------------------
+    virtual Status synchronize() = 0;
+    // Whole-step capture: ops between begin and end are recorded as well as run; replay runs them again on the same addresses.
+    // Backends that gain nothing from it answer kUnsupported to begin_capture and callers then queue ops each time.
+    virtual Status begin_capture();
+    virtual Status end_capture(std::unique_ptr<Capture>* out);
+    virtual Status replay(const Capture& capture);
+
+    // -- ops -----------------------------------------------------------------------------------------------------
+    Status linear(const LinearArgs& args) { return checked(args, &Backend::do_linear); }
+    Status rms_norm(const RmsNormArgs& args) { return checked(args, &Backend::do_rms_norm); }
+    Status layer_norm(const LayerNormArgs& args) { return checked(args, &Backend::do_layer_norm); }
+    Status head_norm_rope(const HeadNormRopeArgs& args) { return checked(args, &Backend::do_head_norm_rope); }
+    Status attention(const AttentionArgs& args) { return checked(args, &Backend::do_attention); }
+    Status swiglu(const SwigluArgs& args) { return checked(args, &Backend::do_swiglu); }
+    Status silu(const SiluArgs& args) { return checked(args, &Backend::do_silu); }
+    Status embed_rows(const EmbedRowsArgs& args) { return checked(args, &Backend::do_embed_rows); }
+    Status group_norm(const GroupNormArgs& args) { return checked(args, &Backend::do_group_norm); }
+    Status affine(const AffineArgs& args) { return checked(args, &Backend::do_affine); }
+    Status conv2d(const Conv2dArgs& args) { return checked(args, &Backend::do_conv2d); }
+
+  protected:
+    // An op that a backend does not override answers kUnsupported, naming op and backend.
+    virtual Status do_linear(const LinearArgs& args);
+    virtual Status do_rms_norm(const RmsNormArgs& args);
+    virtual Status do_layer_norm(const LayerNormArgs& args);
+    virtual Status do_head_norm_rope(const HeadNormRopeArgs& args);
+    virtual Status do_attention(const AttentionArgs& args);
+    virtual Status do_swiglu(const SwigluArgs& args);
+    virtual Status do_silu(const SiluArgs& args);
+    virtual Status do_embed_rows(const EmbedRowsArgs& args);
+    virtual Status do_group_norm(const GroupNormArgs& args);
+    virtual Status do_affine(const AffineArgs& args);
+    virtual Status do_conv2d(const Conv2dArgs& args);
+
+  private:
+    template <typename Args>
+    Status checked(const Args& args, Status (Backend::*run)(const Args&)) {
+        BONSAI_TRY(check(args));
+        return (this->*run)(args);
+    }
+    Status unsupported(const char* op);
+};
+
+// All devices this build can use, the preferred one first. Never empty: the CPU is always there.
+std::vector<DeviceInfo> list_devices();
+
+// device: "auto" or an id from list_devices().
+Status create_backend(const std::string& device, const BackendOptions& options, std::unique_ptr<Backend>* out);
+
+} // namespace bonsai

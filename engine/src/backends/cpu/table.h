@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend's kernels behind one table. It is filled with the plain reference kernels (generic/) first and then overlaid
+// with the entries of the best level the processor has. A kernel works on a range of independent units, so that any split
+// over threads gives the same bytes; it owns no memory but the scratch it is given.
+#pragma once
+
+#include "ops/ops.h"
+
+namespace bonsai::cpu {
+
+struct Range {
+    int64_t begin;
+    int64_t end;
+};
+
+// Grows on demand, one for each worker; contents do not survive a call.
+class Scratch {
+  public:
+    ~Scratch();
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    // 64-byte aligned; null when memory ran out.
+    void* get(size_t bytes);
+    size_t peak() const { return size_; }
+
+  private:
+    void* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+// Activations as int8: x[m, k] ~ scale[m, k / 128] * q[m, k], with the sum of each group's codes (needed where weight codes carry
+// an offset). K % 128 == 0.
+struct QuantizedRows {
+    int64_t rows = 0;
+    int64_t cols = 0;
+    int8_t* q = nullptr;      // [M, K], |q| <= 127
+    float* scale = nullptr;   // [M, K / 128], max |x| of the group / 127; 0 for an all-zero group
+    int32_t* sum = nullptr;   // [M, K / 128]
+};
+
+struct KernelTable {
+    const char* level;
+
+    // Packed or float row of `n` elements to f32.
+    void (*dequantize_row)(DType dtype, const uint8_t* packed, float* out, int64_t n);
+    // Rows of x to int8; the arrays of `out` are already allocated.
+    void (*quantize_rows)(const Tensor& x, const QuantizedRows& out, Range rows);
+
+    // The piece rows x cols of one projection. `rows` index x and out, `cols` index out features. The pieces of a product
+    // are disjoint; weights are unpacked into scratch, a tile at a time, and serve all rows of the piece.
+    // False: scratch could not be had.
+    bool (*linear_exact)(const Tensor& x, const Projection& p, Range rows, Range cols, Scratch& scratch);
+    bool (*linear_fast)(const QuantizedRows& x, const Projection& p, Range rows, Range cols, Scratch& scratch);
+    // Preferred piece size; every level may choose its own.
+    int64_t linear_piece_rows;
+    int64_t linear_piece_cols;
+
+    void (*rms_norm)(const RmsNormArgs& args, Range rows);
+    void (*layer_norm)(const LayerNormArgs& args, Range rows);
+    void (*head_norm_rope)(const HeadNormRopeArgs& args, Range rows);
+    void (*swiglu)(const SwigluArgs& args, Range rows);
+    void (*silu)(const SiluArgs& args, Range rows);
+    void (*affine)(const AffineArgs& args, Range rows);
+
+    // One head, query rows [begin, end).
+    bool (*attention)(const AttentionArgs& args, int head, Range query_rows, Scratch& scratch);
+    int64_t attention_piece_rows;
+
+    // Adds sum and sum of squares of each group over pixels [begin, end) to sums[2 * g], sums[2 * g + 1].
+    void (*group_sums)(const GroupNormArgs& args, Range pixels, double* sums);
+
+    // Output image rows [begin, end), all columns and channels.
+    bool (*conv2d)(const Conv2dArgs& args, Range out_rows, Scratch& scratch);
+    int64_t conv2d_piece_rows; // image rows of one piece
+};
+
+// Levels, worst first. `overlay` functions replace entries that the level has a better kernel for.
+enum class Level { kGeneric, kAvx2 };
+void overlay_generic(KernelTable& table);
+void overlay_avx2(KernelTable& table); // compiled to nothing on other architectures
+
+// The table of a level, built from generic upwards.
+const KernelTable& kernel_table(Level level);
+
+} // namespace bonsai::cpu

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators of the pipeline: one Args struct each. Shapes are stated here and enforced once, in check.cpp; kernels may rely
+// on them and return nothing.
+//
+// Letters: S tokens (T text + I image), D width, H heads, P pixels of an image (height * width, channels last), C channels;
+// M rows, N out features, K in features of a product. Activations are f32 unless stated otherwise. An empty tensor means "absent".
+#pragma once
+
+#include "core/status.h"
+#include "core/tensor.h"
+
+namespace bonsai {
+
+// One output of a linear layer: y = x W^T + bias, stored, or added to what `out` holds.
+struct Projection {
+    Tensor weight;           // [N, K], any DType
+    Tensor bias;             // [1, N] or empty
+    Tensor out;              // [M, N]
+    bool accumulate = false; // out += gate * y instead of out = y
+    Tensor gate;             // [1, N] or empty (ones); only with accumulate
+};
+
+// Up to three projections of the same input: an int8 backend quantises x once for all of them.
+struct LinearArgs {
+    Tensor x; // [M, K]
+    Projection projections[3];
+    int count = 0;
+    // Keep float activations even where the backend would quantise them: for inputs with rows of massive outliers.
+    bool exact = false;
+};
+
+// out = x * rsqrt(mean(x^2) + eps) * gain, row by row.
+struct RmsNormArgs {
+    Tensor x;    // [S, D]
+    Tensor gain; // [1, D]
+    Tensor out;  // [S, D], may be x
+    float eps = 0;
+};
+
+// out = (1 + scale) * LayerNorm(x) + shift; the norm itself has no parameters.
+struct LayerNormArgs {
+    Tensor x;     // [S, D]
+    Tensor scale; // [1, D]
+    Tensor shift; // [1, D]
+    Tensor out;   // [S, D]
+    float eps = 0;
+};
+
+enum class RopePairs {
+    kHalves,   // (i, i + head_dim / 2): Qwen3
+    kNeighbours, // (2i, 2i + 1): FLUX.2
+};
+
+// In place on x: RMSNorm of each head with one gain for all heads, then rotation of pair i of row s by the angle whose
+// cosine and sine are cos[s, i] and sin[s, i].
+struct HeadNormRopeArgs {
+    Tensor x;    // [S, H * head_dim]
+    Tensor gain; // [1, head_dim]
+    Tensor cos;  // [S, head_dim / 2]
+    Tensor sin;  // [S, head_dim / 2]
+    int head_dim = 0;
+    RopePairs pairs = RopePairs::kNeighbours;
+    float eps = 0;
+};
+
+// out = softmax(scale * q k^T) v for each head; query head h reads key head h / (heads / kv_heads).
+struct AttentionArgs {
+    Tensor q;   // [Sq, heads * head_dim]
+    Tensor k;   // [Sk, kv_heads * head_dim]
+    Tensor v;   // [Sk, kv_heads * head_dim]
+    Tensor out; // [Sq, heads * head_dim]
+    int heads = 0;
+    int kv_heads = 0;
+    int head_dim = 0; // a multiple of 8
+    float scale = 0;
+    bool causal = false; // query i sees keys j <= i
+};
+
+// out = silu(gate) * up
+struct SwigluArgs {
+    Tensor gate; // [S, D]
+    Tensor up;   // [S, D]
+    Tensor out;  // [S, D], may be gate
+};
+
+struct SiluArgs {
+    Tensor x;   // [S, D]
+    Tensor out; // [S, D], may be x
+};
+
+// out[i] = table[ids[i]]
+struct EmbedRowsArgs {
+    Tensor table;                 // [V, D], any DType
+    const int32_t* ids = nullptr; // host memory, out.rows entries in [0, V)
+    Tensor out;                   // [S, D]
+};
+
+// GroupNorm reduced to one multiplier and one offset a channel: norm(x)[p, c] = affine[0, c] * x[p, c] + affine[1, c].
+// Statistics of a group are taken over all pixels and its C / groups channels.
+struct GroupNormArgs {
+    Tensor x;      // [P, C]
+    Tensor gain;   // [1, C]
+    Tensor bias;   // [1, C]
+    Tensor affine; // [2, C], output
+    int groups = 0;
+    float eps = 0;
+};
+
+// out = affine[0] * x + affine[1], channel by channel.
+struct AffineArgs {
+    Tensor x;      // [P, C]
+    Tensor affine; // [2, C]
+    Tensor out;    // [P, C], may be x
+};
+
+// 3x3 or 1x1 convolution, stride 1, zero padding that keeps the size. The input is read through
+//   optional affine + SiLU (a folded GroupNorm; padding stays zero after it), then optional nearest-neighbour doubling.
+struct Conv2dArgs {
+    Tensor x;      // [height * width, Cin]
+    Tensor weight; // [Cout, kernel * kernel * Cin], F32, F16 or BF16; taps in rows, channels innermost (OHWI)
+    Tensor bias;   // [1, Cout] or empty
+    Tensor affine; // [2, Cin] or empty; SiLU follows when present
+    Tensor add;    // [P, Cout] or empty: added to the result; may be `out`
+    Tensor out;    // [P, Cout], P = height * width, or 4 times that when upsampling
+    int64_t height = 0;
+    int64_t width = 0;
+    int kernel = 3;
+    bool upsample = false;
+};
+
+// Shape and type rules; the message names op, operand, expected and found.
+Status check(const LinearArgs& args);
+Status check(const RmsNormArgs& args);
+Status check(const LayerNormArgs& args);
+Status check(const HeadNormRopeArgs& args);
+Status check(const AttentionArgs& args);
+Status check(const SwigluArgs& args);
+Status check(const SiluArgs& args);
+Status check(const EmbedRowsArgs& args);
+Status check(const GroupNormArgs& args);
+Status check(const AffineArgs& args);
+Status check(const Conv2dArgs& args);
+
+} // namespace bonsai
