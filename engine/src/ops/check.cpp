@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shape and type rules of every op, once for all backends: kernels rely on them and check nothing.
+#include "ops/ops.h"
+
+#include <cmath>
+#include <cstdint>
+
+namespace bonsai {
+
+namespace {
+
+// An expected size and where it comes from, for the message: "expected 2560 (= x cols)".
+struct Size {
+    int64_t value;
+    const char* origin;
+};
+
+long long ll(int64_t value) {
+    return static_cast<long long>(value);
+}
+
+Status bad(const char* op, const char* name, const std::string& what) {
+    return fail(ErrorCode::kArgument, "%s: %s %s", op, name, what.c_str());
+}
+
+// Present, positive sizes, rows that do not overlap, whole blocks, an address fit for the element
+// type, and a size in bytes that 64 bits can hold.
+Status check_storage(const char* op, const char* name, const Tensor& t) {
+    if (t.empty()) return bad(op, name, "is absent (null data)");
+    if (t.rows <= 0 || t.cols <= 0)
+        return bad(op, name,
+                   format("is [%lld, %lld], expected sizes of at least 1", ll(t.rows), ll(t.cols)));
+    if (t.stride < t.cols)
+        return bad(
+            op, name,
+            format("stride %lld, expected at least %lld (= its cols)", ll(t.stride), ll(t.cols)));
+    const DTypeInfo& info = dtype_info(t.dtype);
+    if (t.cols % info.block != 0 || t.stride % info.block != 0)
+        return bad(op, name,
+                   format("cols %lld, stride %lld, expected multiples of %u (block of %s)",
+                          ll(t.cols), ll(t.stride), info.block, info.name));
+    if (t.stride / info.block > INT64_MAX / info.bytes / t.rows)
+        return bad(op, name,
+                   format("is [%lld, %lld] with stride %lld: too large to address", ll(t.rows),
+                          ll(t.cols), ll(t.stride)));
+    const size_t alignment = t.dtype == DType::kF32 ? 4 : 2;
+    if (reinterpret_cast<uintptr_t>(t.data) % alignment != 0)
+        return bad(op, name,
+                   format("data is not aligned to %d bytes, the size of a %s",
+                          static_cast<int>(alignment), t.dtype == DType::kF32 ? "float" : "half"));
+    return {};
+}
+
+Status check_size(const char* op, const char* name, const char* axis, int64_t found,
+                  Size expected) {
+    if (found == expected.value) return {};
+    return bad(op, name,
+               format("%s %lld, expected %lld (= %s)", axis, ll(found), ll(expected.value),
+                      expected.origin));
+}
+
+Status check_f32(const char* op, const char* name, const Tensor& t) {
+    BONSAI_TRY(check_storage(op, name, t));
+    if (t.dtype != DType::kF32)
+        return bad(op, name, format("is %s, expected F32", dtype_info(t.dtype).name));
+    return {};
+}
+
+Status check_f32(const char* op, const char* name, const Tensor& t, Size rows, Size cols) {
+    BONSAI_TRY(check_f32(op, name, t));
+    BONSAI_TRY(check_size(op, name, "rows", t.rows, rows));
+    return check_size(op, name, "cols", t.cols, cols);
+}
+
+// One row of parameters: a gain, a bias, a shift.
+Status check_vector(const char* op, const char* name, const Tensor& t, Size cols) {
+    return check_f32(op, name, t, {1, "one row"}, cols);
+}
+
+// Two operands that a kernel may not read and write at once.
+Status check_distinct(const char* op, const char* name, const Tensor& t, const char* other_name,
+                      const Tensor& other) {
+    if (t.data == other.data)
+        return bad(op, name, format("shares memory with %s, expected another buffer", other_name));
+    return {};
+}
+
+Status check_eps(const char* op, float eps) {
+    if (std::isfinite(eps) && eps > 0) return {};
+    return fail(ErrorCode::kArgument, "%s: eps %g, expected a finite number above 0", op,
+                static_cast<double>(eps));
+}
+
+Status check_positive(const char* op, const char* name, int64_t value) {
+    if (value > 0) return {};
+    return fail(ErrorCode::kArgument, "%s: %s %lld, expected at least 1", op, name, ll(value));
+}
+
+Status check_multiple(const char* op, const char* name, int64_t value, int64_t of,
+                      const char* of_name) {
+    if (value % of == 0) return {};
+    return fail(ErrorCode::kArgument, "%s: %s %lld, expected a multiple of %lld (= %s)", op, name,
+                ll(value), ll(of), of_name);
+}
+
+Status check_projection(const LinearArgs& args, int index) {
+    const char* op = "linear";
+    const Projection& p = args.projections[index];
+    BONSAI_TRY(check_storage(op, "weight", p.weight));
+    BONSAI_TRY(check_size(op, "weight", "cols", p.weight.cols, {args.x.cols, "x cols"}));
+    const Size n = {p.weight.rows, "weight rows"};
+    if (!p.bias.empty()) BONSAI_TRY(check_vector(op, "bias", p.bias, n));
+    BONSAI_TRY(check_f32(op, "out", p.out, {args.x.rows, "x rows"}, n));
+    BONSAI_TRY(check_distinct(op, "out", p.out, "x", args.x));
+    if (p.gate.empty()) return {};
+    if (!p.accumulate)
+        return bad(op, "gate", "is given without accumulate; set accumulate or leave it empty");
+    return check_vector(op, "gate", p.gate, n);
+}
+
+} // namespace
+
+Status check(const LinearArgs& args) {
+    const char* op = "linear";
+    if (args.count < 1 || args.count > 3)
+        return fail(ErrorCode::kArgument, "%s: count %d, expected 1 to 3 projections", op,
+                    args.count);
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    for (int i = 0; i < args.count; ++i) {
+        Status status = check_projection(args, i);
+        if (!status.ok())
+            return fail(status.code(), "%s (projection %d of %d)", status.message().c_str(), i + 1,
+                        args.count);
+    }
+    return {};
+}
+
+Status check(const RmsNormArgs& args) {
+    const char* op = "rms_norm";
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    BONSAI_TRY(check_vector(op, "gain", args.gain, {args.x.cols, "x cols"}));
+    BONSAI_TRY(check_f32(op, "out", args.out, {args.x.rows, "x rows"}, {args.x.cols, "x cols"}));
+    return check_eps(op, args.eps);
+}
+
+Status check(const LayerNormArgs& args) {
+    const char* op = "layer_norm";
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    BONSAI_TRY(check_vector(op, "scale", args.scale, {args.x.cols, "x cols"}));
+    BONSAI_TRY(check_vector(op, "shift", args.shift, {args.x.cols, "x cols"}));
+    BONSAI_TRY(check_f32(op, "out", args.out, {args.x.rows, "x rows"}, {args.x.cols, "x cols"}));
+    return check_eps(op, args.eps);
+}
+
+Status check(const HeadNormRopeArgs& args) {
+    const char* op = "head_norm_rope";
+    BONSAI_TRY(check_positive(op, "head_dim", args.head_dim));
+    BONSAI_TRY(check_multiple(op, "head_dim", args.head_dim, 2, "a pair"));
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    BONSAI_TRY(check_multiple(op, "x cols", args.x.cols, args.head_dim, "head_dim"));
+    BONSAI_TRY(check_vector(op, "gain", args.gain, {args.head_dim, "head_dim"}));
+    const Size rows = {args.x.rows, "x rows"};
+    const Size half = {args.head_dim / 2, "head_dim / 2"};
+    BONSAI_TRY(check_f32(op, "cos", args.cos, rows, half));
+    BONSAI_TRY(check_f32(op, "sin", args.sin, rows, half));
+    if (args.pairs != RopePairs::kHalves && args.pairs != RopePairs::kNeighbours)
+        return fail(ErrorCode::kArgument, "%s: pairs %d, expected halves or neighbours", op,
+                    static_cast<int>(args.pairs));
+    return check_eps(op, args.eps);
+}
+
+Status check(const AttentionArgs& args) {
+    const char* op = "attention";
+    BONSAI_TRY(check_positive(op, "heads", args.heads));
+    BONSAI_TRY(check_positive(op, "kv_heads", args.kv_heads));
+    BONSAI_TRY(check_multiple(op, "heads", args.heads, args.kv_heads, "kv_heads"));
+    BONSAI_TRY(check_positive(op, "head_dim", args.head_dim));
+    BONSAI_TRY(check_multiple(op, "head_dim", args.head_dim, 8, "a vector"));
+    const Size q_cols = {int64_t{args.heads} * args.head_dim, "heads * head_dim"};
+    const Size kv_cols = {int64_t{args.kv_heads} * args.head_dim, "kv_heads * head_dim"};
+    BONSAI_TRY(check_f32(op, "q", args.q, {args.q.rows, "q rows"}, q_cols));
+    BONSAI_TRY(check_f32(op, "k", args.k, {args.k.rows, "k rows"}, kv_cols));
+    BONSAI_TRY(check_f32(op, "v", args.v, {args.k.rows, "k rows"}, kv_cols));
+    BONSAI_TRY(check_f32(op, "out", args.out, {args.q.rows, "q rows"}, q_cols));
+    BONSAI_TRY(check_distinct(op, "out", args.out, "k", args.k));
+    BONSAI_TRY(check_distinct(op, "out", args.out, "v", args.v));
+    if (!std::isfinite(args.scale))
+        return fail(ErrorCode::kArgument, "%s: scale %g, expected a finite number", op,
+                    static_cast<double>(args.scale));
+    return {};
+}
+
+Status check(const SwigluArgs& args) {
+    const char* op = "swiglu";
+    const Size rows = {args.gate.rows, "gate rows"};
+    const Size cols = {args.gate.cols, "gate cols"};
+    BONSAI_TRY(check_f32(op, "gate", args.gate));
+    BONSAI_TRY(check_f32(op, "up", args.up, rows, cols));
+    return check_f32(op, "out", args.out, rows, cols);
+}
+
+Status check(const SiluArgs& args) {
+    const char* op = "silu";
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    return check_f32(op, "out", args.out, {args.x.rows, "x rows"}, {args.x.cols, "x cols"});
+}
+
+Status check(const EmbedRowsArgs& args) {
+    const char* op = "embed_rows";
+    BONSAI_TRY(check_storage(op, "table", args.table));
+    BONSAI_TRY(check_f32(op, "out", args.out));
+    BONSAI_TRY(check_size(op, "out", "cols", args.out.cols, {args.table.cols, "table cols"}));
+    if (args.ids == nullptr) return bad(op, "ids", "are absent (null pointer)");
+    for (int64_t i = 0; i < args.out.rows; ++i) {
+        if (args.ids[i] < 0 || args.ids[i] >= args.table.rows)
+            return fail(ErrorCode::kArgument,
+                        "%s: ids[%lld] is %d, expected 0 to %lld (table rows - 1)", op, ll(i),
+                        static_cast<int>(args.ids[i]), ll(args.table.rows - 1));
+    }
+    return {};
+}
+
+Status check(const GroupNormArgs& args) {
+    const char* op = "group_norm";
+    const Size channels = {args.x.cols, "x cols"};
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    BONSAI_TRY(check_positive(op, "groups", args.groups));
+    BONSAI_TRY(check_multiple(op, "x cols", args.x.cols, args.groups, "groups"));
+    BONSAI_TRY(check_vector(op, "gain", args.gain, channels));
+    BONSAI_TRY(check_vector(op, "bias", args.bias, channels));
+    BONSAI_TRY(check_f32(op, "affine", args.affine, {2, "multiplier and offset"}, channels));
+    BONSAI_TRY(check_distinct(op, "affine", args.affine, "x", args.x));
+    return check_eps(op, args.eps);
+}
+
+Status check(const AffineArgs& args) {
+    const char* op = "affine";
+    const Size channels = {args.x.cols, "x cols"};
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    BONSAI_TRY(check_f32(op, "affine", args.affine, {2, "multiplier and offset"}, channels));
+    return check_f32(op, "out", args.out, {args.x.rows, "x rows"}, channels);
+}
+
+Status check(const Conv2dArgs& args) {
+    const char* op = "conv2d";
+    BONSAI_TRY(check_positive(op, "height", args.height));
+    BONSAI_TRY(check_positive(op, "width", args.width));
+    if (args.height > INT32_MAX || args.width > INT32_MAX)
+        return fail(ErrorCode::kArgument, "%s: image of %lld x %lld, expected sides below 2^31", op,
+                    ll(args.width), ll(args.height));
+    if (args.kernel != 1 && args.kernel != 3)
+        return fail(ErrorCode::kArgument, "%s: kernel %d, expected 1 or 3", op, args.kernel);
+    BONSAI_TRY(check_f32(op, "x", args.x));
+    const int64_t pixels = args.height * args.width;
+    BONSAI_TRY(check_size(op, "x", "rows", args.x.rows, {pixels, "height * width"}));
+    BONSAI_TRY(check_storage(op, "weight", args.weight));
+    if (is_block_quantized(args.weight.dtype))
+        return bad(op, "weight",
+                   format("is %s, expected F32, F16 or BF16", dtype_info(args.weight.dtype).name));
+    BONSAI_TRY(check_size(op, "weight", "cols", args.weight.cols,
+                          {args.kernel * args.kernel * args.x.cols, "kernel * kernel * x cols"}));
+    const Size out_channels = {args.weight.rows, "weight rows"};
+    const Size out_pixels =
+        args.upsample ? Size{4 * pixels, "4 * height * width"} : Size{pixels, "height * width"};
+    if (!args.bias.empty()) BONSAI_TRY(check_vector(op, "bias", args.bias, out_channels));
+    if (!args.affine.empty())
+        BONSAI_TRY(check_f32(op, "affine", args.affine, {2, "multiplier and offset"},
+                             {args.x.cols, "x cols"}));
+    if (!args.add.empty()) BONSAI_TRY(check_f32(op, "add", args.add, out_pixels, out_channels));
+    BONSAI_TRY(check_f32(op, "out", args.out, out_pixels, out_channels));
+    return check_distinct(op, "out", args.out, "x", args.x);
+}
+
+} // namespace bonsai
