@@ -78,7 +78,13 @@ struct KernelTable {
 // Levels, worst first. `overlay` functions replace entries that the level has a better kernel for.
 enum class Level { kGeneric, kAvx2 };
 void overlay_generic(KernelTable& table);
+void overlay_generic_rows(KernelTable& table); // norms, rope, swiglu, silu, affine, group_sums
+void overlay_generic_attention(KernelTable& table);
+void overlay_generic_conv(KernelTable& table);
 void overlay_avx2(KernelTable& table); // compiled to nothing on other architectures
+void overlay_avx2_rows(KernelTable& table);
+void overlay_avx2_attention(KernelTable& table);
+void overlay_avx2_conv(KernelTable& table);
 
 // The table of a level, built from generic upwards.
 const KernelTable& kernel_table(Level level);
