@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "backends/backend.h"
+#include "backends/cpu/features.h"
+#include "core/thread_pool.h"
+
+namespace bonsai::cpu {
+
+// Cuts each op into independent pieces and lets the kernels of one level work on them in parallel. Ops run at once: the queue
+// is always empty.
+class CpuBackend final : public Backend {
+  public:
+    static Status create(const BackendOptions& options, Level level, std::unique_ptr<Backend>* out);
+
+    const DeviceInfo& device() const override { return device_; }
+    Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override;
+    Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override;
+    Status write(const Tensor& to, const void* host) override;
+    Status read(const Tensor& from, void* host) override;
+    Status synchronize() override { return Status(); }
+
+    // Largest scratch any worker ever held, for the assertion that weights are never expanded beyond a tile.
+    size_t scratch_peak() const;
+
+  protected:
+    Status do_linear(const LinearArgs& args) override;
+    Status do_rms_norm(const RmsNormArgs& args) override;
+    Status do_layer_norm(const LayerNormArgs& args) override;
+    Status do_head_norm_rope(const HeadNormRopeArgs& args) override;
+    Status do_attention(const AttentionArgs& args) override;
+    Status do_swiglu(const SwigluArgs& args) override;
+    Status do_silu(const SiluArgs& args) override;
+    Status do_embed_rows(const EmbedRowsArgs& args) override;
+    Status do_group_norm(const GroupNormArgs& args) override;
+    Status do_affine(const AffineArgs& args) override;
+    Status do_conv2d(const Conv2dArgs& args) override;
+
+  private:
+    CpuBackend(const BackendOptions& options, const KernelTable& table) : precision_(options.precision), table_(table) {}
+    template <typename Args>
+    Status by_rows(const Args& args, void (*kernel)(const Args&, Range));
+    Status quantize(const Tensor& x, QuantizedRows* out);
+    Status project(const Tensor& x, const QuantizedRows* quantized, const Projection& p);
+
+    Precision precision_;
+    const KernelTable& table_;
+    DeviceInfo device_;
+    std::unique_ptr<ThreadPool> pool_;
+    std::vector<Scratch> scratch_; // one for each worker
+    Scratch quantized_;            // the int8 form of a linear's input
+    Scratch sums_;
+};
+
+} // namespace bonsai::cpu

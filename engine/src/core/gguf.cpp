@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/gguf.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace bonsai {
+
+namespace {
+
+constexpr uint64_t kMaxKeys = 1 << 16;
+constexpr uint64_t kMaxTensors = 1 << 16;
+constexpr uint64_t kMaxKeyLength = 65535;
+constexpr uint64_t kMaxDim = uint64_t(1) << 40; // a product of four is then checked without overflow
+constexpr uint64_t kMaxAlignment = 1 << 16;
+
+struct TypeName {
+    uint32_t id;
+    const char* name;
+    uint32_t block;
+    uint32_t bytes;
+};
+const TypeName kTensorTypes[] = {
+    {0, "F32", 1, 4},       {1, "F16", 1, 2},        {2, "Q4_0", 32, 18},   {3, "Q4_1", 32, 20},     {6, "Q5_0", 32, 22},
+    {7, "Q5_1", 32, 24},    {8, "Q8_0", 32, 34},     {10, "Q2_K", 256, 84}, {11, "Q3_K", 256, 110},  {12, "Q4_K", 256, 144},
+    {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210},  {24, "I8", 1, 1},      {25, "I16", 1, 2},       {26, "I32", 1, 4},
+    {27, "I64", 1, 8},      {28, "F64", 1, 8},       {30, "BF16", 1, 2},    {34, "TQ1_0", 256, 54},  {35, "TQ2_0", 256, 66},
+    {41, "Q1_0", 128, 18},  {42, "Q2_0", 64, 18},    {142, "PQ2_0", 128, 34}, {143, "PTQ1_0", 128, 28},
+};
+
+// Bytes of one value of a fixed-size type; 0 for strings, arrays and unknown types.
+uint64_t value_bytes(uint32_t type) {
+    static const uint8_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    return type < sizeof bytes ? bytes[type] : 0;
+}
+
+// Reads little-endian fields one after the other and never beyond the end.
+class Cursor {
+  public:
+    Cursor(const MappedFile& file) : file_(file), data_(file.data()), size_(file.size()) {}
+
+    uint64_t position() const { return at_; }
+    const uint8_t* here() const { return data_ + at_; }
+
+    template <typename T> Status read(const char* what, T* out) {
+        BONSAI_TRY(need(what, sizeof(T)));
+        std::memcpy(out, data_ + at_, sizeof(T));
+        at_ += sizeof(T);
+        return Status();
+    }
+    Status skip(const char* what, uint64_t bytes) {
+        BONSAI_TRY(need(what, bytes));
+        at_ += bytes;
+        return Status();
+    }
+    Status string(const char* what, std::string_view* out) {
+        uint64_t length = 0;
+        BONSAI_TRY(read(what, &length));
+        BONSAI_TRY(need(what, length));
+        *out = std::string_view(reinterpret_cast<const char*>(data_ + at_), static_cast<size_t>(length));
+        at_ += length;
+        return Status();
+    }
+
+  private:
+    Status need(const char* what, uint64_t bytes) const {
+        if (bytes <= size_ - at_)
+            return Status();
+        return fail(ErrorCode::kFormat,
+                    "%s: the file ends inside its header: %s at byte %llu needs %llu bytes, %llu are left; "
+                    "download or convert it again",
+                    file_.path().c_str(), what, static_cast<unsigned long long>(at_),
+                    static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(size_ - at_));
+    }
+
+    const MappedFile& file_;
+    const uint8_t* data_;
+    uint64_t size_;
+    uint64_t at_ = 0;
+};
+
+// For messages: at most 64 bytes, control characters replaced.
+std::string printable(std::string_view text) {
+    std::string out(text.substr(0, 64));
+    for (char& c : out) {
+        if (static_cast<unsigned char>(c) < 32 || c == 127)
+            c = '?';
+    }
+    return text.size() > 64 ? out + "..." : out;
+}
+
+Status parse_value(Cursor& cursor, const std::string& where, GgufValue* value) {
+    uint32_t type = 0;
+    BONSAI_TRY(cursor.read("value type", &type));
+    value->is_array = type == static_cast<uint32_t>(GgufType::kArray);
+    if (value->is_array) {
+        BONSAI_TRY(cursor.read("array type", &type));
+        BONSAI_TRY(cursor.read("array length", &value->count));
+    }
+    const bool is_string = type == static_cast<uint32_t>(GgufType::kString);
+    if (!is_string && value_bytes(type) == 0)
+        return fail(ErrorCode::kFormat, "%s has value type %u, which this engine does not read (known: 0 to 8 and 10 to 12)",
+                    where.c_str(), type);
+    value->type = static_cast<GgufType>(type);
+    value->data = cursor.here();
+    if (!is_string) {
+        if (value->count > UINT64_MAX / 8)
+            return fail(ErrorCode::kFormat, "%s claims %llu elements", where.c_str(),
+                        static_cast<unsigned long long>(value->count));
+        return cursor.skip("value", value->count * value_bytes(type));
+    }
+    std::string_view ignored;
+    for (uint64_t i = 0; i < value->count; ++i)
+        BONSAI_TRY(cursor.string("string", &ignored));
+    return Status();
+}
+
+Status parse_tensor(Cursor& cursor, const std::string& path, GgufTensor* tensor) {
+    BONSAI_TRY(cursor.string("tensor name", &tensor->name));
+    const std::string name = printable(tensor->name);
+    uint32_t dims = 0;
+    BONSAI_TRY(cursor.read("dimension count", &dims));
+    if (dims < 1 || dims > 4)
+        return fail(ErrorCode::kFormat, "%s: tensor %s has %u dimensions, expected 1 to 4", path.c_str(), name.c_str(), dims);
+    tensor->dims = static_cast<int>(dims);
+    uint64_t elements = 1;
+    for (uint32_t d = 0; d < dims; ++d) {
+        BONSAI_TRY(cursor.read("dimension", &tensor->ne[d]));
+        const uint64_t ne = tensor->ne[d];
+        if (ne == 0 || ne > kMaxDim || elements > kMaxDim / ne)
+            return fail(ErrorCode::kFormat, "%s: tensor %s: dimension %u is %llu; the size is not possible", path.c_str(),
+                        name.c_str(), d, static_cast<unsigned long long>(ne));
+        elements *= ne;
+    }
+    BONSAI_TRY(cursor.read("tensor type", &tensor->type_id));
+    BONSAI_TRY(cursor.read("tensor offset", &tensor->offset));
+    const char* type_name = nullptr;
+    uint32_t block = 0, bytes = 0;
+    if (!gguf_tensor_type(tensor->type_id, &type_name, &block, &bytes))
+        return Status();
+    if (tensor->ne[0] % block != 0)
+        return fail(ErrorCode::kFormat, "%s: tensor %s: rows of %llu elements, but %s stores blocks of %u", path.c_str(),
+                    name.c_str(), static_cast<unsigned long long>(tensor->ne[0]), type_name, block);
+    tensor->bytes = elements / block * bytes;
+    return Status();
+}
+
+} // namespace
+
+const char* gguf_type_name(GgufType type) {
+    static const char* const names[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32",
+                                        "bool", "string", "array", "u64", "i64", "f64"};
+    const auto i = static_cast<uint32_t>(type);
+    return i < sizeof names / sizeof *names ? names[i] : "unknown";
+}
+
+bool gguf_tensor_type(uint32_t id, const char** name, uint32_t* block, uint32_t* bytes) {
+    for (const TypeName& t : kTensorTypes) {
+        if (t.id == id) {
+            *name = t.name;
+            *block = t.block;
+            *bytes = t.bytes;
+            return true;
+        }
+    }
+    return false;
+}
+
+Status GgufFile::open(const std::string& path, std::unique_ptr<GgufFile>* out) {
+    std::unique_ptr<GgufFile> gguf(new GgufFile);
+    BONSAI_TRY(MappedFile::open(path, &gguf->file_));
+    BONSAI_TRY(gguf->parse());
+    *out = std::move(gguf);
+    return Status();
+}
+
+Status GgufFile::parse() {
+    const std::string& path = file_->path();
+    if (file_->size() < 24 || std::memcmp(file_->data(), "GGUF", 4) != 0) {
+        const bool web_page = file_->size() > 0 && file_->data()[0] == '<';
+        return fail(ErrorCode::kFormat, "%s: not a GGUF file%s; make one with: convert.py CHECKPOINT -o model.gguf", path.c_str(),
+                    web_page ? " but a web page (a failed download?)" : "");
+    }
+    Cursor cursor(*file_);
+    uint32_t version = 0;
+    uint64_t tensor_count = 0, key_count = 0;
+    BONSAI_TRY(cursor.skip("magic", 4));
+    BONSAI_TRY(cursor.read("version", &version));
+    BONSAI_TRY(cursor.read("tensor count", &tensor_count));
+    BONSAI_TRY(cursor.read("key count", &key_count));
+    if (version != 3)
+        return fail(ErrorCode::kFormat, "%s: GGUF version %u, expected 3%s", path.c_str(), version,
+                    version == 0x03000000 ? " (a big-endian file)" : "");
+    if (tensor_count > kMaxTensors || key_count > kMaxKeys)
+        return fail(ErrorCode::kFormat, "%s: claims %llu tensors and %llu keys; at most %llu of each are read", path.c_str(),
+                    static_cast<unsigned long long>(tensor_count), static_cast<unsigned long long>(key_count),
+                    static_cast<unsigned long long>(kMaxTensors));
+
+    for (uint64_t i = 0; i < key_count; ++i) {
+        std::string_view key;
+        GgufValue value;
+        BONSAI_TRY(cursor.string("key", &key));
+        if (key.empty() || key.size() > kMaxKeyLength)
+            return fail(ErrorCode::kFormat, "%s: key %llu has a length of %zu", path.c_str(),
+                        static_cast<unsigned long long>(i), key.size());
+        BONSAI_TRY(parse_value(cursor, path + ": key " + printable(key), &value));
+        if (!key_index_.emplace(key, keys_.size()).second)
+            return fail(ErrorCode::kFormat, "%s: key %s stands twice", path.c_str(), printable(key).c_str());
+        keys_.emplace_back(key, value);
+    }
+    for (uint64_t i = 0; i < tensor_count; ++i) {
+        GgufTensor tensor;
+        BONSAI_TRY(parse_tensor(cursor, path, &tensor));
+        if (!tensor_index_.emplace(tensor.name, tensors_.size()).second)
+            return fail(ErrorCode::kFormat, "%s: tensor %s stands twice", path.c_str(), printable(tensor.name).c_str());
+        tensors_.push_back(tensor);
+    }
+
+    int64_t alignment = 32;
+    if (has("general.alignment"))
+        BONSAI_TRY(get("general.alignment", &alignment));
+    if (alignment <= 0 || alignment > int64_t(kMaxAlignment) || (alignment & (alignment - 1)) != 0)
+        return fail(ErrorCode::kFormat, "%s: general.alignment is %lld, expected a power of two up to %llu", path.c_str(),
+                    static_cast<long long>(alignment), static_cast<unsigned long long>(kMaxAlignment));
+    const uint64_t mask = static_cast<uint64_t>(alignment) - 1;
+    const uint64_t data_start = (cursor.position() + mask) & ~mask;
+    uint64_t expected = 0; // tensors follow each other in order, each padded
+    for (GgufTensor& tensor : tensors_) {
+        const std::string name = printable(tensor.name);
+        if (tensor.offset & mask)
+            return fail(ErrorCode::kFormat, "%s: tensor %s starts at %llu, not a multiple of %lld", path.c_str(), name.c_str(),
+                        static_cast<unsigned long long>(tensor.offset), static_cast<long long>(alignment));
+        if (data_start > file_->size() || tensor.offset > file_->size() - data_start ||
+            tensor.bytes > file_->size() - data_start - tensor.offset)
+            return fail(ErrorCode::kFormat,
+                        "%s: tensor %s needs %llu bytes at %llu, but the file has %llu: it is cut off; download or convert it again",
+                        path.c_str(), name.c_str(), static_cast<unsigned long long>(tensor.bytes),
+                        static_cast<unsigned long long>(data_start + tensor.offset),
+                        static_cast<unsigned long long>(file_->size()));
+        if (tensor.offset < expected)
+            return fail(ErrorCode::kFormat, "%s: tensor %s overlaps the one before it", path.c_str(), name.c_str());
+        expected = tensor.offset + tensor.bytes;
+        tensor.offset += data_start;
+    }
+    return Status();
+}
+
+const GgufTensor* GgufFile::find(std::string_view name) const {
+    const auto it = tensor_index_.find(name);
+    return it == tensor_index_.end() ? nullptr : &tensors_[it->second];
+}
+
+Status GgufFile::find_value(std::string_view key, const GgufValue** out) const {
+    const auto it = key_index_.find(key);
+    if (it == key_index_.end())
+        return fail(ErrorCode::kFormat, "%s: the key %.*s is missing; convert the checkpoint again with this version's convert.py",
+                    file_->path().c_str(), static_cast<int>(key.size()), key.data());
+    *out = &keys_[it->second].second;
+    return Status();
+}
+
+Status GgufFile::type_error(std::string_view key, const char* expected, const GgufValue& found) const {
+    return fail(ErrorCode::kFormat, "%s: key %.*s should be %s, but is %s%s", file_->path().c_str(),
+                static_cast<int>(key.size()), key.data(), expected, found.is_array ? "an array of " : "",
+                gguf_type_name(found.type));
+}
+
+namespace {
+
+template <typename T> T load(const uint8_t* at) {
+    T value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
+bool load_integer(GgufType type, const uint8_t* at, int64_t* out) {
+    switch (type) {
+    case GgufType::kU8: *out = load<uint8_t>(at); return true;
+    case GgufType::kI8: *out = load<int8_t>(at); return true;
+    case GgufType::kU16: *out = load<uint16_t>(at); return true;
+    case GgufType::kI16: *out = load<int16_t>(at); return true;
+    case GgufType::kU32: *out = load<uint32_t>(at); return true;
+    case GgufType::kI32: *out = load<int32_t>(at); return true;
+    case GgufType::kI64: *out = load<int64_t>(at); return true;
+    case GgufType::kU64: {
+        const uint64_t value = load<uint64_t>(at);
+        *out = static_cast<int64_t>(value);
+        return value <= static_cast<uint64_t>(INT64_MAX);
+    }
+    default: return false;
+    }
+}
+
+} // namespace
+
+Status GgufFile::get(std::string_view key, int64_t* out) const {
+    const GgufValue* value = nullptr;
+    BONSAI_TRY(find_value(key, &value));
+    if (value->is_array || !load_integer(value->type, value->data, out))
+        return type_error(key, "an integer", *value);
+    return Status();
+}
+
+Status GgufFile::get(std::string_view key, double* out) const {
+    const GgufValue* value = nullptr;
+    BONSAI_TRY(find_value(key, &value));
+    if (value->is_array || (value->type != GgufType::kF32 && value->type != GgufType::kF64))
+        return type_error(key, "a float", *value);
+    *out = value->type == GgufType::kF32 ? load<float>(value->data) : load<double>(value->data);
+    if (!std::isfinite(*out))
+        return fail(ErrorCode::kFormat, "%s: key %.*s is not a finite number", file_->path().c_str(),
+                    static_cast<int>(key.size()), key.data());
+    return Status();
+}
+
+Status GgufFile::get(std::string_view key, bool* out) const {
+    const GgufValue* value = nullptr;
+    BONSAI_TRY(find_value(key, &value));
+    if (value->is_array || value->type != GgufType::kBool)
+        return type_error(key, "a bool", *value);
+    *out = *value->data != 0;
+    return Status();
+}
+
+Status GgufFile::get(std::string_view key, std::string_view* out) const {
+    const GgufValue* value = nullptr;
+    BONSAI_TRY(find_value(key, &value));
+    if (value->is_array || value->type != GgufType::kString)
+        return type_error(key, "a string", *value);
+    *out = std::string_view(reinterpret_cast<const char*>(value->data + 8), static_cast<size_t>(load<uint64_t>(value->data)));
+    return Status();
+}
+
+Status GgufFile::get(std::string_view key, std::vector<int64_t>* out) const {
+    const GgufValue* value = nullptr;
+    BONSAI_TRY(find_value(key, &value));
+    const uint64_t bytes = value_bytes(static_cast<uint32_t>(value->type));
+    int64_t ignored = 0;
+    if (!value->is_array || bytes == 0 || (value->count > 0 && !load_integer(value->type, value->data, &ignored)))
+        return type_error(key, "an array of integers", *value);
+    out->resize(static_cast<size_t>(value->count));
+    for (uint64_t i = 0; i < value->count; ++i) {
+        if (!load_integer(value->type, value->data + i * bytes, &(*out)[static_cast<size_t>(i)]))
+            return type_error(key, "an array of integers", *value);
+    }
+    return Status();
+}
+
+Status GgufFile::get(std::string_view key, std::vector<std::string_view>* out) const {
+    const GgufValue* value = nullptr;
+    BONSAI_TRY(find_value(key, &value));
+    if (!value->is_array || value->type != GgufType::kString)
+        return type_error(key, "an array of strings", *value);
+    out->clear();
+    out->reserve(static_cast<size_t>(value->count)); // bounded: parsing walked all of them
+    const uint8_t* at = value->data;
+    for (uint64_t i = 0; i < value->count; ++i) {
+        const auto length = static_cast<size_t>(load<uint64_t>(at));
+        out->emplace_back(reinterpret_cast<const char*>(at + 8), length);
+        at += 8 + length;
+    }
+    return Status();
+}
+
+} // namespace bonsai

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// GgufFile: reader of GGUF version 3 over a mapped file. Every length, count and offset is checked against the file before use,
+// so that whatever opens is safe to read.
+//
+//   "GGUF"  u32 version = 3  u64 tensor count  u64 key count
+//   key count times:    string key, u32 type, value        string = u64 length, bytes; array = u32 type, u64 count, values
+//   tensor count times: string name, u32 dims, u64 ne[dims] (ne[0] contiguous), u32 type, u64 offset into the data
+//   zeros up to general.alignment (32), then the data; every offset is a multiple of the alignment
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "core/mapped_file.h"
+#include "core/tensor.h"
+
+namespace bonsai {
+
+enum class GgufType : uint32_t {
+    kU8 = 0, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+};
+
+struct GgufTensor {
+    std::string_view name;
+    uint32_t type_id = 0;    // as in the file; may be one that this engine cannot read
+    int dims = 0;
+    uint64_t ne[4] = {1, 1, 1, 1};
+    uint64_t offset = 0;     // from the start of the file
+    uint64_t bytes = 0;      // 0 when the type is unknown
+    uint64_t elements() const { return ne[0] * ne[1] * ne[2] * ne[3]; }
+};
+
+struct GgufValue {
+    GgufType type = GgufType::kU8;    // of the value, or of the elements of an array
+    bool is_array = false;
+    uint64_t count = 1;
+    const uint8_t* data = nullptr;    // first element
+};
+
+class GgufFile {
+  public:
+    static Status open(const std::string& path, std::unique_ptr<GgufFile>* out);
+
+    const MappedFile& file() const { return *file_; }
+    const std::vector<GgufTensor>& tensors() const { return tensors_; }
+    const GgufTensor* find(std::string_view name) const; // null: not there
+    // Keys in file order.
+    const std::vector<std::pair<std::string_view, GgufValue>>& keys() const { return keys_; }
+    bool has(std::string_view key) const { return key_index_.count(key) != 0; }
+
+    // Typed access. Missing keys and other types are errors that name the key, expected and found. Integers convert between widths
+    // when the value fits.
+    Status get(std::string_view key, int64_t* out) const;
+    Status get(std::string_view key, double* out) const;
+    Status get(std::string_view key, bool* out) const;
+    Status get(std::string_view key, std::string_view* out) const;
+    Status get(std::string_view key, std::vector<int64_t>* out) const;
+    Status get(std::string_view key, std::vector<std::string_view>* out) const;
+
+    const uint8_t* data(const GgufTensor& tensor) const { return file_->data() + tensor.offset; }
+
+  private:
+    GgufFile() = default;
+    Status parse();
+    Status find_value(std::string_view key, const GgufValue** out) const;
+    Status type_error(std::string_view key, const char* expected, const GgufValue& found) const;
+
+    std::unique_ptr<MappedFile> file_;
+    std::vector<GgufTensor> tensors_;
+    std::vector<std::pair<std::string_view, GgufValue>> keys_;
+    std::unordered_map<std::string_view, size_t> tensor_index_;
+    std::unordered_map<std::string_view, size_t> key_index_;
+};
+
+const char* gguf_type_name(GgufType type);
+
+// Name, block and bytes of any published tensor type, also those that this engine does not run; false when unknown.
+bool gguf_tensor_type(uint32_t id, const char** name, uint32_t* block, uint32_t* bytes);
+
+} // namespace bonsai

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// MappedFile: a whole file, read-only, in the address space. Pages are shared with every process that maps the same file.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/status.h"
+
+namespace bonsai {
+
+class MappedFile {
+  public:
+    static Status open(const std::string& path, std::unique_ptr<MappedFile>* out);
+    ~MappedFile();
+    MappedFile(const MappedFile&) = delete;
+    MappedFile& operator=(const MappedFile&) = delete;
+
+    const uint8_t* data() const { return data_; }
+    uint64_t size() const { return size_; }
+    const std::string& path() const { return path_; }
+
+    // Gives the pages of [begin, begin + length) back to the system; the next use reads them again (from its cache, if still
+    // there). A hint: nothing happens where the system has no such call.
+    void evict(const void* begin, size_t length) const;
+
+  private:
+    MappedFile() = default;
+    std::string path_;
+    const uint8_t* data_ = nullptr;
+    uint64_t size_ = 0;
+#ifdef _WIN32
+    void* mapping_ = nullptr;
+#endif
+};
+
+} // namespace bonsai

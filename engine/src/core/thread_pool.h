@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// ThreadPool: workers that take the indices of one loop at a time from a shared counter. The calling thread works too.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "core/status.h"
+
+namespace bonsai {
+
+class ThreadPool {
+  public:
+    // Starts threads - 1 workers. A system that refuses a thread gives an error and no pool.
+    static Status create(int threads, std::unique_ptr<ThreadPool>* out);
+    ~ThreadPool();
+
+    int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Runs body(index, worker) for every index in [0, count), worker in [0, size()). Returns when all are done. The body must not throw
+    // and must not call parallel_for. Not for use by two threads at once.
+    void parallel_for(int64_t count, const std::function<void(int64_t index, int worker)>& body);
+
+  private:
+    ThreadPool() = default;
+    void worker_main(int worker);
+    void take(int worker);
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable start_;
+    std::condition_variable done_;
+    uint64_t generation_ = 0;
+    int busy_ = 0;
+    bool stop_ = false;
+    std::atomic<int64_t> next_{0};
+    int64_t count_ = 0;
+    const std::function<void(int64_t, int)>* body_ = nullptr;
+};
+
+// Physical cores that the affinity mask and the cgroup quota leave to this process; at least 1.
+int default_thread_count();
+
+} // namespace bonsai
