@@ -115,17 +115,11 @@ Status CpuBackend::do_embed_rows(const EmbedRowsArgs& args) {
 }
 
 Status CpuBackend::quantize(const Tensor& x, QuantizedRows* out) {
-    const size_t groups = static_cast<size_t>(x.cols / kGroup);
-    const size_t rows = static_cast<size_t>(x.rows);
-    const size_t codes = rows * static_cast<size_t>(x.cols);
-    auto* memory = static_cast<uint8_t*>(quantized_.get(codes + rows * groups * (sizeof(float) + sizeof(int32_t))));
+    const size_t bytes = quantized_rows_bytes(x.rows, x.cols);
+    void* memory = quantized_.get(bytes);
     if (!memory)
-        return no_memory("linear", codes);
-    out->rows = x.rows;
-    out->cols = x.cols;
-    out->q = reinterpret_cast<int8_t*>(memory);
-    out->scale = reinterpret_cast<float*>(memory + codes); // codes is a multiple of 128: aligned
-    out->sum = reinterpret_cast<int32_t*>(out->scale + rows * groups);
+        return no_memory("linear", bytes);
+    *out = quantized_rows_at(memory, x.rows, x.cols);
     pool_->parallel_for(pieces_of(x.rows, kRowsPerPiece), [&](int64_t i, int) {
         table_.quantize_rows(x, *out, piece_range(i, kRowsPerPiece, x.rows));
     });

@@ -29,15 +29,26 @@ class Scratch {
     size_t size_ = 0;
 };
 
-// Activations as int8: x[m, k] ~ scale[m, k / 128] * q[m, k], with the sum of each group's codes (needed where weight codes carry
-// an offset). K % 128 == 0.
+// Weights of one block of Q8_0, Q4_0 and Q4_1.
+constexpr int kBlock = 32;
+// A group of activations whose largest magnitude is below this is quantised to zeros.
+constexpr float kLeastGroupMagnitude = 0x1p-100f;
+
+// Activations as int8: x[m, k] ~ scale[m, k / 128] * q[m, k], with the sums of the codes of each group and block (needed where
+// weight codes carry an offset). K % 128 == 0.
 struct QuantizedRows {
     int64_t rows = 0;
     int64_t cols = 0;
-    int8_t* q = nullptr;      // [M, K], |q| <= 127
-    float* scale = nullptr;   // [M, K / 128], max |x| of the group / 127; 0 for an all-zero group
-    int32_t* sum = nullptr;   // [M, K / 128]
+    int64_t stride = 0;           // bytes from one row of q to the next
+    int8_t* q = nullptr;          // [M, K], |q| <= 127
+    float* scale = nullptr;       // [M, K / 128], max |x| of the group / 127; 0 for an all-zero group, NaN for one with NaN or Inf
+    int32_t* sum = nullptr;       // [M, K / 128]
+    int32_t* block_sum = nullptr; // [M, K / 32]
 };
+
+// Bytes that the arrays of `rows` x `cols` take, and the arrays laid out in such memory, which is 64-byte aligned.
+size_t quantized_rows_bytes(int64_t rows, int64_t cols);
+QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t cols);
 
 struct KernelTable {
     const char* level;
@@ -49,6 +60,7 @@ struct KernelTable {
 
     // The piece rows x cols of one projection. `rows` index x and out, `cols` index out features. The pieces of a product
     // are disjoint; weights are unpacked into scratch, a tile at a time, and serve all rows of the piece.
+    // linear_fast is for block-quantised weights; float weights and K % 128 != 0 go to linear_exact.
     // False: scratch could not be had.
     bool (*linear_exact)(const Tensor& x, const Projection& p, Range rows, Range cols, Scratch& scratch);
     bool (*linear_fast)(const QuantizedRows& x, const Projection& p, Range rows, Range cols, Scratch& scratch);
@@ -78,10 +90,13 @@ struct KernelTable {
 // Levels, worst first. `overlay` functions replace entries that the level has a better kernel for.
 enum class Level { kGeneric, kAvx2 };
 void overlay_generic(KernelTable& table);
+void overlay_generic_quantize(KernelTable& table); // quantize_rows
+void overlay_generic_linear(KernelTable& table);   // the above, dequantize_row, linear_*
 void overlay_generic_rows(KernelTable& table); // norms, rope, swiglu, silu, affine, group_sums
 void overlay_generic_attention(KernelTable& table);
 void overlay_generic_conv(KernelTable& table);
 void overlay_avx2(KernelTable& table); // compiled to nothing on other architectures
+void overlay_avx2_linear(KernelTable& table);
 void overlay_avx2_rows(KernelTable& table);
 void overlay_avx2_attention(KernelTable& table);
 void overlay_avx2_conv(KernelTable& table);

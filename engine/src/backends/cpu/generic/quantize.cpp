@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// quantize_rows: x[m, k] ~ scale[m, k / 128] * q[m, k], int8 codes for linear_fast
+// Maths:  a = max |x| of the token's 128 columns; scale = a / 127; q = x * (127 / a) to the nearest
+// integer, ties to even.
+//         A group below 2^-100 counts as zero (127 / a must stay finite). A group with a NaN or an
+//         infinity gets codes 0 and scale NaN, so that the outputs that depend on it are NaN, as in
+//         float.
+// Every level gives the same bytes: the three roundings above are the whole arithmetic.
+#include <cmath>
+#include <limits>
+
+#include "backends/cpu/table.h"
+
+namespace bonsai::cpu {
+namespace {
+
+void quantize_group(const float* x, int8_t* q, float* scale, int32_t* sum, int32_t* block_sum) {
+    float largest = 0;
+    bool finite = true;
+    for (int j = 0; j < kGroup; ++j) {
+        const float magnitude = std::fabs(x[j]);
+        finite = finite && magnitude <= std::numeric_limits<float>::max();
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    const bool usable = finite && largest >= kLeastGroupMagnitude;
+    const float inverse = usable ? 127.0f / largest : 0.0f;
+    *scale = !finite ? std::numeric_limits<float>::quiet_NaN() : usable ? largest / 127.0f : 0.0f;
+    *sum = 0;
+    for (int b = 0; b < kGroup / kBlock; ++b) {
+        block_sum[b] = 0;
+        for (int j = b * kBlock; j < (b + 1) * kBlock; ++j) {
+            q[j] = usable ? static_cast<int8_t>(std::nearbyint(x[j] * inverse)) : int8_t{0};
+            block_sum[b] += q[j];
+        }
+        *sum += block_sum[b];
+    }
+}
+
+void quantize_rows(const Tensor& x, const QuantizedRows& out, Range rows) {
+    const int64_t groups = out.cols / kGroup;
+    for (int64_t m = rows.begin; m < rows.end; ++m)
+        for (int64_t g = 0; g < groups; ++g)
+            quantize_group(x.row(m) + g * kGroup, out.q + m * out.stride + g * kGroup,
+                           out.scale + m * groups + g, out.sum + m * groups + g,
+                           out.block_sum + (m * groups + g) * (kGroup / kBlock));
+}
+
+size_t rounded(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+} // namespace
+
+// One cache line more than the columns: with a stride of 3072 or 12288 bytes the rows of a tile
+// would share cache sets.
+static int64_t padded_stride(int64_t cols) {
+    return cols + 64;
+}
+
+size_t quantized_rows_bytes(int64_t rows, int64_t cols) {
+    const size_t groups = static_cast<size_t>(rows) * static_cast<size_t>(cols / kGroup);
+    return rounded(static_cast<size_t>(rows) * static_cast<size_t>(padded_stride(cols))) +
+           2 * rounded(groups * 4) + rounded(groups * 4 * (kGroup / kBlock));
+}
+
+QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t cols) {
+    const size_t groups = static_cast<size_t>(rows) * static_cast<size_t>(cols / kGroup);
+    uint8_t* at = static_cast<uint8_t*>(memory);
+    QuantizedRows out;
+    out.rows = rows;
+    out.cols = cols;
+    out.stride = padded_stride(cols);
+    out.q = reinterpret_cast<int8_t*>(at);
+    at += rounded(static_cast<size_t>(rows) * static_cast<size_t>(out.stride));
+    out.scale = reinterpret_cast<float*>(at);
+    at += rounded(groups * 4);
+    out.sum = reinterpret_cast<int32_t*>(at);
+    at += rounded(groups * 4);
+    out.block_sum = reinterpret_cast<int32_t*>(at);
+    return out;
+}
+
+void overlay_generic_quantize(KernelTable& table) {
+    table.quantize_rows = quantize_rows;
+}
+
+} // namespace bonsai::cpu
