@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+// Linear layers at every CPU level against sums in double of the decoded weights, and the rules
+// that all levels share.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "backends/cpu/features.h"
+#include "backends/cpu/table.h"
+#include "core/half.h"
+#include "core/quantize.h"
+#include "test.h"
+
+using namespace bonsai;
+using namespace bonsai::cpu;
+
+namespace {
+
+const DType kAll[kDTypeCount] = {DType::kF32,  DType::kF16,   DType::kBF16,
+                                 DType::kQ8_0, DType::kQ4_0,  DType::kQ4_1,
+                                 DType::kQ1_0, DType::kPQ2_0, DType::kPTQ1_0};
+
+std::vector<const KernelTable*> levels() {
+    std::vector<const KernelTable*> tables = {&kernel_table(Level::kGeneric)};
+    if (detected_level() >= Level::kAvx2) tables.push_back(&kernel_table(Level::kAvx2));
+    return tables;
+}
+
+struct Random {
+    uint64_t state = 7;
+    uint32_t bits() {
+        state = state * 6364136223846793005ull + 1442695040888963407ull;
+        return static_cast<uint32_t>(state >> 32);
+    }
+    float value() { return static_cast<float>(bits()) * 0x1p-31f - 1.0f; }
+    int64_t below(int64_t n) { return static_cast<int64_t>(bits() % static_cast<uint32_t>(n)); }
+};
+
+constexpr float kCanary = -12345.75f;
+
+// A matrix whose rows are followed, and which as a whole is surrounded, by values that must not
+// change.
+struct Guarded {
+    static constexpr int64_t kPad = 19;
+    Guarded(int64_t r, int64_t c)
+        : rows(r), cols(c), data(static_cast<size_t>((r + 2) * (c + kPad)), kCanary),
+          view{DType::kF32, r, c, c + kPad, data.data() + (c + kPad)} {}
+    Guarded(const Guarded&) = delete;
+    bool intact() const {
+        for (int64_t r = -1; r <= rows; ++r)
+            for (int64_t c = 0; c < cols + kPad; ++c)
+                if ((r < 0 || r == rows || c >= cols) && view.row(r)[c] != kCanary) return false;
+        return true;
+    }
+    std::vector<float> values() const {
+        std::vector<float> all;
+        for (int64_t r = 0; r < rows; ++r)
+            all.insert(all.end(), view.row(r), view.row(r) + cols);
+        return all;
+    }
+    int64_t rows, cols;
+    std::vector<float> data;
+    Tensor view;
+};
+
+// Same bytes, so that NaN equals NaN.
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// A layer with its operands. Codes are random bytes: every code of every format occurs, also -128,
+// ternary 3 and bytes that no packer writes; scales are random, of both signs, some zero.
+struct Layer {
+    Layer(DType dtype, int64_t m, int64_t n, int64_t k, uint64_t seed = 7)
+        : x(m, k), out(m, n), bias(1, n), gate(1, n) {
+        Random random{seed};
+        const DTypeInfo& info = dtype_info(dtype);
+        bytes.resize(row_bytes(dtype, k) * static_cast<size_t>(n));
+        for (size_t b = 0; b < bytes.size(); b += info.bytes)
+            fill_block(dtype, &bytes[b], random);
+        for (int64_t i = 0; i < m * k; ++i)
+            x.view.row(i / k)[i % k] = random.value();
+        for (int64_t i = 0; i < n; ++i) {
+            bias.view.f32()[i] = random.value();
+            gate.view.f32()[i] = random.value();
+        }
+        projection.weight = Tensor{dtype, n, k, k, bytes.data()};
+        projection.out = out.view;
+    }
+    static void fill_block(DType dtype, uint8_t* block, Random& random) {
+        const DTypeInfo& info = dtype_info(dtype);
+        if (info.block == 1) {
+            const float value = random.value();
+            CHECK_OK(quantize_rows(dtype, &value, 1, 1, block));
+            return;
+        }
+        for (uint32_t i = 0; i < info.bytes; ++i)
+            block[i] = static_cast<uint8_t>(random.bits() >> 24);
+        const float scale = random.below(16) == 0 ? 0.0f : random.value() * 0.05f;
+        set_half(dtype == DType::kPTQ1_0 ? block + 26 : block, scale);
+        if (dtype == DType::kQ4_1) set_half(block + 2, random.value() * 0.3f);
+    }
+    static void set_half(uint8_t* p, float value) {
+        const uint16_t h = f32_to_f16(value);
+        p[0] = static_cast<uint8_t>(h);
+        p[1] = static_cast<uint8_t>(h >> 8);
+    }
+    void fill_out(float value) {
+        for (int64_t m = 0; m < out.rows; ++m)
+            std::fill(out.view.row(m), out.view.row(m) + out.cols, value);
+    }
+
+    Guarded x, out, bias, gate;
+    std::vector<uint8_t> bytes;
+    Projection projection;
+};
+
+struct Codes {
+    Codes(const KernelTable& table, const Tensor& x)
+        : memory(quantized_rows_bytes(x.rows, x.cols) / 4 + 16) {
+        const uintptr_t at = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
+        view = quantized_rows_at(reinterpret_cast<void*>(at), x.rows, x.cols);
+        table.quantize_rows(x, view, {0, x.rows});
+    }
+    // The matrix that the codes stand for.
+    std::vector<float> decoded() const {
+        std::vector<float> x;
+        for (int64_t i = 0; i < view.rows * view.cols; ++i) {
+            const int64_t m = i / view.cols, k = i % view.cols;
+            x.push_back(view.scale[(m * view.cols + k) / kGroup] *
+                        static_cast<float>(view.q[m * view.stride + k]));
+        }
+        return x;
+    }
+    std::vector<float> memory;
+    QuantizedRows view;
+};
+
+// One call for the whole product.
+void run(const KernelTable& table, Layer& layer, bool fast) {
+    Scratch scratch;
+    const Range rows = {0, layer.x.rows}, cols = {0, layer.out.cols};
+    if (fast) {
+        const Codes codes(table, layer.x.view);
+        CHECK(table.linear_fast(codes.view, layer.projection, rows, cols, scratch));
+    } else {
+        CHECK(table.linear_exact(layer.x.view, layer.projection, rows, cols, scratch));
+    }
+    CHECK(layer.out.intact());
+}
+
+// x W^T in double, with the size of such a sum when its products do not happen to cancel: at least
+// the root of the sum of their squares.
+struct Truth {
+    std::vector<double> y, size;
+};
+Truth truth(const Layer& layer, const std::vector<float>& x) {
+    const int64_t k_count = layer.x.cols;
+    std::vector<float> w(static_cast<size_t>(k_count));
+    Truth t;
+    t.y.resize(static_cast<size_t>(layer.out.rows * layer.out.cols));
+    t.size = t.y;
+    for (int64_t n = 0; n < layer.out.cols; ++n) {
+        dequantize_row(layer.projection.weight.dtype, layer.projection.weight.packed_row(n),
+                       w.data(), k_count);
+        for (int64_t m = 0; m < layer.out.rows; ++m) {
+            double sum = 0, squares = 0;
+            for (int64_t k = 0; k < k_count; ++k) {
+                const double product =
+                    static_cast<double>(x[static_cast<size_t>(m * k_count + k)]) *
+                    w[static_cast<size_t>(k)];
+                sum += product;
+                squares += product * product;
+            }
+            t.y[static_cast<size_t>(m * layer.out.cols + n)] = sum;
+            t.size[static_cast<size_t>(m * layer.out.cols + n)] =
+                std::max(std::fabs(sum), std::sqrt(squares));
+        }
+    }
+    return t;
+}
+
+// The worst row's relative L2 error: a row of large values must not hide the others. Rows below
+// 1e-30 count as of that size.
+double relative_l2(const Layer& layer, const Truth& expected) {
+    double worst = 0;
+    for (int64_t m = 0; m < layer.out.rows; ++m) {
+        double error = 0, size = 1e-60;
+        for (int64_t n = 0; n < layer.out.cols; ++n) {
+            const auto i = static_cast<size_t>(m * layer.out.cols + n);
+            const double difference = layer.out.view.row(m)[n] - expected.y[i];
+            error += difference * difference;
+            size += expected.size[i] * expected.size[i];
+        }
+        worst = std::max(worst, std::sqrt(error / size));
+    }
+    return worst;
+}
+
+// Fails with the place and the case.
+void expect_below(double value, double bound, const char* what, const KernelTable& table,
+                  const Layer& layer, int line) {
+    if (value <= bound) return;
+    char text[200];
+    std::snprintf(text, sizeof text, "%s: %g above %g (%s %s M=%d N=%d K=%d)", what, value, bound,
+                  table.level, dtype_info(layer.projection.weight.dtype).name,
+                  static_cast<int>(layer.x.rows), static_cast<int>(layer.out.cols),
+                  static_cast<int>(layer.x.cols));
+    ::test::failed(__FILE__, line, text);
+}
+
+struct Shape {
+    int64_t m, n, k;
+};
+// One, odd, tails of registers, panels, tiles and depths, and the model's own widths.
+const Shape kShapes[] = {{1, 1, 128},   {1, 17, 256},    {5, 7, 384},
+                         {6, 16, 128},  {7, 65, 640},    {13, 9, 1024},
+                         {515, 3, 256}, {77, 128, 2560}, {2, 130, 12288}};
+const Shape kFloatShapes[] = {{1, 1, 1},    {4, 9, 3},   {9, 5, 37},
+                              {6, 24, 255}, {3, 3, 257}, {2, 20, 300}};
+const Shape kBlockShapes[] = {{3, 10, 32}, {7, 5, 96}, {2, 17, 288}};
+
+void check_exact(DType dtype, const Shape& s) {
+    for (const KernelTable* table : levels()) {
+        Layer layer(dtype, s.m, s.n, s.k);
+        run(*table, layer, false);
+        // Sums of f32 products in blocks of 256 stay near 4e-7; the reference only rounds the
+        // result.
+        expect_below(relative_l2(layer, truth(layer, layer.x.values())), 2e-6, "exact", *table,
+                     layer, __LINE__);
+    }
+}
+
+} // namespace
+
+TEST(exact_matches_double) {
+    for (DType dtype : kAll) {
+        for (const Shape& s : kShapes)
+            check_exact(dtype, s);
+        for (const Shape& s : kFloatShapes)
+            if (!is_block_quantized(dtype)) check_exact(dtype, s);
+        for (const Shape& s : kBlockShapes)
+            if (dtype_info(dtype).block == 32) check_exact(dtype, s);
+    }
+}
+
+TEST(fast_matches_double_of_its_codes) {
+    for (DType dtype : kAll) {
+        if (!is_block_quantized(dtype)) continue;
+        for (const Shape& s : kShapes)
+            for (const KernelTable* table : levels()) {
+                Layer layer(dtype, s.m, s.n, s.k);
+                run(*table, layer, true);
+                const std::vector<float> x = Codes(*table, layer.x.view).decoded();
+                // Dot products are exact; only their f32 sum over the groups rounds.
+                expect_below(relative_l2(layer, truth(layer, x)), 2e-6, "fast", *table, layer,
+                             __LINE__);
+            }
+    }
+}
+
+// Uniform x has an rms of 0.58 of its maximum and a code step of 1 / 127 of it, so a rounding error
+// of 0.39 % rms; independent errors pass through the sum unchanged in proportion.
+TEST(fast_is_close_to_exact) {
+    for (DType dtype : kAll) {
+        if (!is_block_quantized(dtype)) continue;
+        for (const KernelTable* table : levels()) {
+            Layer layer(dtype, 20, 40, 1024);
+            run(*table, layer, true);
+            expect_below(relative_l2(layer, truth(layer, layer.x.values())), 0.006,
+                         "fast against x", *table, layer, __LINE__);
+        }
+    }
+}
+
+TEST(extreme_activations) {
+    for (DType dtype : kAll) {
+        for (const KernelTable* table : levels()) {
+            Layer layer(dtype, 8, 20, 512);
+            for (int64_t k = 0; k < 512; ++k) {
+                layer.x.view.row(1)[k] = 0;
+                layer.x.view.row(2)[k] = 1e-42f;
+                layer.x.view.row(3)[k] *= k == 200 ? 1e4f : 1;
+                layer.x.view.row(4)[k] = k < 128 ? 0 : 1e4f;
+                layer.x.view.row(5)[k] *= 1e-30f;
+            }
+            run(*table, layer, false);
+            expect_below(relative_l2(layer, truth(layer, layer.x.values())), 2e-6, "exact", *table,
+                         layer, __LINE__);
+            if (!is_block_quantized(dtype)) continue;
+            run(*table, layer, true);
+            const std::vector<float> x = Codes(*table, layer.x.view).decoded();
+            expect_below(relative_l2(layer, truth(layer, x)), 2e-6, "fast", *table, layer,
+                         __LINE__);
+            for (int64_t n = 0; n < 20; ++n)
+                CHECK(layer.out.view.row(1)[n] == 0 && layer.out.view.row(2)[n] == 0);
+        }
+    }
+}
+
+TEST(nan_stays_in_its_row_and_column) {
+    for (DType dtype :
+         {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ1_0, DType::kPQ2_0, DType::kPTQ1_0})
+        for (const KernelTable* table : levels())
+            for (bool fast : {false, true}) {
+                Layer layer(dtype, 9, 21, 384);
+                run(*table, layer, fast);
+                const std::vector<float> before = layer.out.values();
+                layer.x.view.row(4)[300] = std::nanf("");
+                layer.x.view.row(5)[0] = std::numeric_limits<float>::infinity();
+                uint8_t* row = layer.bytes.data() + 18 * row_bytes(dtype, 384);
+                Layer::set_half(dtype == DType::kPTQ1_0 ? row + 26 : row, std::nanf(""));
+                run(*table, layer, fast);
+                for (int64_t m = 0; m < 9; ++m)
+                    for (int64_t n = 0; n < 21; ++n) {
+                        const float y = layer.out.view.row(m)[n];
+                        if (m == 4 || n == 18)
+                            CHECK(std::isnan(y));
+                        else if (m == 5)
+                            CHECK(!std::isfinite(y));
+                        else
+                            CHECK(y == before[static_cast<size_t>(m * 21 + n)]);
+                    }
+            }
+}
+
+TEST(bias_gate_and_accumulate) {
+    for (const KernelTable* table : levels())
+        for (bool fast : {false, true})
+            for (int mode = 0; mode < 8; ++mode) {
+                const bool with_bias = mode & 1, accumulate = mode & 2, with_gate = mode & 4;
+                if (with_gate && !accumulate) continue;
+                Layer layer(DType::kPQ2_0, 7, 29, 256);
+                run(*table, layer, fast);
+                const std::vector<float> plain = layer.out.values();
+                layer.fill_out(3.0f);
+                layer.projection.accumulate = accumulate;
+                if (with_bias) layer.projection.bias = layer.bias.view;
+                if (with_gate) layer.projection.gate = layer.gate.view;
+                run(*table, layer, fast);
+                for (int64_t m = 0; m < 7; ++m)
+                    for (int64_t n = 0; n < 29; ++n) {
+                        float y = plain[static_cast<size_t>(m * 29 + n)];
+                        if (with_bias) y += layer.bias.view.f32()[n];
+                        if (with_gate) y *= layer.gate.view.f32()[n];
+                        if (accumulate) y += 3.0f;
+                        CHECK(std::fabs(layer.out.view.row(m)[n] - y) <=
+                              1e-6f * (1 + std::fabs(y)));
+                    }
+            }
+}
+
+TEST(pieces_do_not_change_the_result) {
+    Random random;
+    for (DType dtype : kAll)
+        for (const KernelTable* table : levels())
+            for (bool fast : {false, true}) {
+                if (fast && !is_block_quantized(dtype)) continue;
+                Layer layer(dtype, 23, 101, 640);
+                layer.projection.bias = layer.bias.view;
+                layer.projection.gate = layer.gate.view;
+                layer.projection.accumulate = true;
+                layer.fill_out(0.5f);
+                run(*table, layer, fast);
+                const std::vector<float> whole = layer.out.values();
+                for (int trial = 0; trial < 3; ++trial) {
+                    layer.fill_out(0.5f);
+                    const Codes codes(*table, layer.x.view);
+                    Scratch scratch;
+                    Range rows = {0, 0};
+                    for (; rows.begin < 23; rows.begin = rows.end) {
+                        rows.end = std::min<int64_t>(23, rows.begin + 1 + random.below(9));
+                        Range cols = {0, 0};
+                        for (; cols.begin < 101; cols.begin = cols.end) {
+                            cols.end = std::min<int64_t>(101, cols.begin + 1 + random.below(40));
+                            fast ? table->linear_fast(codes.view, layer.projection, rows, cols,
+                                                      scratch)
+                                 : table->linear_exact(layer.x.view, layer.projection, rows, cols,
+                                                       scratch);
+                        }
+                    }
+                    CHECK(same(layer.out.values(), whole));
+                    CHECK(layer.out.intact());
+                }
+            }
+}
+
+TEST(scratch_stays_small) {
+    for (DType dtype : {DType::kBF16, DType::kQ8_0, DType::kPQ2_0})
+        for (const KernelTable* table : levels()) {
+            Layer layer(dtype, 3, 300, 12288); // 14 MB when expanded to f32
+            Scratch scratch;
+            CHECK(table->linear_exact(layer.x.view, layer.projection, {0, 3}, {0, 300}, scratch));
+            if (is_block_quantized(dtype)) {
+                const Codes codes(*table, layer.x.view);
+                CHECK(table->linear_fast(codes.view, layer.projection, {0, 3}, {0, 300}, scratch));
+            }
+            CHECK(scratch.peak() <= 1 << 20);
+        }
+}
+
+TEST(quantized_rows_agree_between_levels) {
+    Layer layer(DType::kPQ2_0, 12, 1, 512);
+    const float specials[] = {
+        std::nanf(""), std::numeric_limits<float>::infinity(), 1e38f, 1e-38f, 1e-42f, 0.0f, -0.0f,
+        127.0f};
+    for (int64_t m = 0; m < 8; ++m)
+        layer.x.view.row(m)[m * 60] = specials[m];
+    for (int64_t k = 0; k < 512; ++k) {
+        layer.x.view.row(8)[k] =
+            static_cast<float>(k - 256) * 0.5f; // ties once the largest is 127 or 128
+        layer.x.view.row(9)[k] = 0;
+        layer.x.view.row(10)[k] *= 1e-36f;
+        layer.x.view.row(11)[k] *= 1e-25f;
+    }
+    const Codes reference(kernel_table(Level::kGeneric), layer.x.view);
+    for (const KernelTable* table : levels()) {
+        const Codes codes(*table, layer.x.view);
+        const QuantizedRows &a = codes.view, &b = reference.view;
+        for (int64_t m = 0; m < 12; ++m)
+            CHECK(std::memcmp(a.q + m * a.stride, b.q + m * b.stride, 512) == 0);
+        for (int64_t i = 0; i < 12 * 4; ++i) {
+            CHECK(a.scale[i] == b.scale[i] || (std::isnan(a.scale[i]) && std::isnan(b.scale[i])));
+            CHECK(a.sum[i] == b.sum[i]);
+        }
+        CHECK(std::memcmp(a.block_sum, b.block_sum, 12 * 16 * sizeof(int32_t)) == 0);
+    }
+}
+
+TEST(quantized_rows_are_nearest) {
+    for (const KernelTable* table : levels()) {
+        Layer layer(DType::kPQ2_0, 5, 1, 256);
+        const Codes codes(*table, layer.x.view);
+        const std::vector<float> x = layer.x.values(), y = codes.decoded();
+        int worse = 0, wrong_sums = 0;
+        for (size_t i = 0; i < x.size(); ++i)
+            worse += std::fabs(x[i] - y[i]) > 0.50001f * codes.view.scale[i / kGroup];
+        for (int64_t b = 0; b < 5 * 256 / kBlock; ++b) {
+            int32_t sum = 0;
+            for (int64_t k = b * kBlock; k < (b + 1) * kBlock; ++k)
+                sum += codes.view.q[k / 256 * codes.view.stride + k % 256];
+            wrong_sums += sum != codes.view.block_sum[b];
+        }
+        CHECK(worse == 0);
+        CHECK(wrong_sums == 0);
+    }
+}
+
+TEST(dequantize_row_agrees_between_levels) {
+    for (DType dtype : kAll)
+        for (const KernelTable* table : levels()) {
+            const Layer layer(dtype, 1, 4, 1024);
+            const bool block = is_block_quantized(dtype);
+            for (int64_t n : block ? std::vector<int64_t>{128, 1024}
+                                   : std::vector<int64_t>{1, 7, 8, 29, 1024}) {
+                std::vector<float> expected(static_cast<size_t>(n)),
+                    got(static_cast<size_t>(n) + 1, kCanary);
+                dequantize_row(dtype, layer.bytes.data(), expected.data(), n);
+                table->dequantize_row(dtype, layer.bytes.data(), got.data(), n);
+                CHECK(got.back() == kCanary);
+                got.pop_back();
+                CHECK(same(got, expected));
+            }
+        }
+}
+
+// Every byte of the base-3 packing, also those that no packer writes.
+TEST(every_ternary_byte_decodes_alike) {
+    for (const KernelTable* table : levels())
+        for (int value = 0; value < 256; ++value) {
+            std::vector<uint8_t> block(28, static_cast<uint8_t>(value));
+            Layer::set_half(&block[26], 1.0f);
+            std::vector<float> expected(kGroup), got(kGroup);
+            dequantize_row(DType::kPTQ1_0, block.data(), expected.data(), kGroup);
+            table->dequantize_row(DType::kPTQ1_0, block.data(), got.data(), kGroup);
+            CHECK(same(got, expected));
+        }
+}
