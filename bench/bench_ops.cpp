@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// bonsai-bench-ops: speed of the CPU kernels on one core, beside the ceiling of that core measured
+// in the same run.
+//
+//     bonsai-bench-ops [--level generic|avx2] [--repeat n] [text that the row must contain]
+//
+// Times are CPU time of this thread, so that other programs disturb them little; a run of the
+// ceiling loop before each measurement takes the clock rate of the moment into account. One
+// operation (OP) is a multiplication or an addition.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <functional>
+#include <string>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "backends/cpu/features.h"
+#include "backends/cpu/table.h"
+#include "core/quantize.h"
+
+using namespace bonsai;
+using namespace bonsai::cpu;
+
+namespace {
+
+struct Options {
+    Level level = detected_level();
+    int repeat = 7;
+    const char* filter = "";
+};
+
+double now() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+double median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+}
+
+// Ceilings, in GOP/s: independent chains of the instructions that a kernel is made of.
+enum class Ceiling { kBytes, kFloats };
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) double bytes_ceiling() {
+    constexpr int kSteps = 200000;
+    __m256i sum[12] = {};
+    for (int j = 0; j < 12; ++j)
+        __asm__ volatile("" : "+x"(sum[j])); // or the compiler sees twelve equal sums
+    __m256i a = _mm256_set1_epi8(1), w[2] = {_mm256_set1_epi8(2), _mm256_set1_epi8(1)};
+    const double start = now();
+    for (int i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+        for (int j = 0; j < 12; ++j) {
+            __asm__ volatile("" : "+x"(a)); // or equal products are computed once
+            sum[j] = _mm256_add_epi16(sum[j], _mm256_maddubs_epi16(w[j & 1], a));
+        }
+    }
+    const double seconds = now() - start;
+    for (int j = 0; j < 12; ++j)
+        __asm__ volatile("" ::"x"(sum[j]));
+    return 64.0 * 12 * kSteps / seconds * 1e-9;
+}
+__attribute__((target("avx2,fma"))) double floats_ceiling() {
+    constexpr int kSteps = 200000;
+    __m256 sum[12] = {};
+    for (int j = 0; j < 12; ++j)
+        __asm__ volatile("" : "+x"(sum[j])); // or the compiler sees twelve equal sums
+    __m256 a = _mm256_set1_ps(0.5f), w = _mm256_set1_ps(0.25f);
+    const double start = now();
+    for (int i = 0; i < kSteps; ++i) {
+        __asm__ volatile("" : "+x"(a));
+#pragma GCC unroll 12
+        for (int j = 0; j < 12; ++j)
+            sum[j] = _mm256_fmadd_ps(a, w, sum[j]);
+    }
+    const double seconds = now() - start;
+    for (int j = 0; j < 12; ++j)
+        __asm__ volatile("" ::"x"(sum[j]));
+    return 16.0 * 12 * kSteps / seconds * 1e-9;
+}
+double ceiling(Ceiling kind) {
+    return kind == Ceiling::kBytes ? bytes_ceiling() : floats_ceiling();
+}
+#else
+double ceiling(Ceiling) {
+    return 0;
+}
+#endif
+
+// Runs `work` of `giga_ops`, and prints a row.
+void measure(const Options& options, const std::string& name, double giga_ops, Ceiling kind,
+             const std::function<void()>& work) {
+    if (name.find(options.filter) == std::string::npos) return;
+    work();
+    std::vector<double> speeds, ratios;
+    for (int i = 0; i < options.repeat; ++i) {
+        const double top = ceiling(kind);
+        const double start = now();
+        work();
+        const double speed = giga_ops / (now() - start);
+        speeds.push_back(speed);
+        ratios.push_back(top > 0 ? 100 * speed / top : 0);
+    }
+    std::printf("| %-44s | %8.1f | %8.1f | %5.1f |\n", name.c_str(), median(speeds),
+                *std::max_element(speeds.begin(), speeds.end()), median(ratios));
+    std::fflush(stdout);
+}
+
+// Four rows of packed random values, repeated.
+std::vector<uint8_t> random_weight(DType dtype, int64_t rows, int64_t cols) {
+    std::vector<float> x(static_cast<size_t>(cols) * 4);
+    uint32_t state = 1;
+    for (float& v : x) {
+        state = state * 1664525u + 1013904223u;
+        v = static_cast<float>(state >> 8) * 0x1p-24f - 0.5f;
+    }
+    const size_t bytes = row_bytes(dtype, cols);
+    std::vector<uint8_t> four(bytes * 4), packed(bytes * static_cast<size_t>(rows));
+    if (!quantize_rows(dtype, x.data(), 4, cols, four.data()).ok()) std::abort();
+    for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(&packed[bytes * static_cast<size_t>(r)],
+                    &four[bytes * static_cast<size_t>(r % 4)], bytes);
+    return packed;
+}
+
+// Activations, also as int8.
+struct Input {
+    Input(const KernelTable& table, int64_t rows, int64_t cols)
+        : x(static_cast<size_t>(rows * cols)), memory(quantized_rows_bytes(rows, cols) + 64) {
+        for (size_t i = 0; i < x.size(); ++i)
+            x[i] = static_cast<float>(i % 251) * 0.01f - 1.25f;
+        const uintptr_t at = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
+        floats = f32_matrix(x.data(), rows, cols);
+        codes = quantized_rows_at(reinterpret_cast<void*>(at), rows, cols);
+        table.quantize_rows(floats, codes, {0, rows});
+    }
+    std::vector<float> x;
+    std::vector<uint8_t> memory;
+    Tensor floats;
+    QuantizedRows codes;
+};
+
+struct LinearCase {
+    const char* what;
+    int64_t rows;
+    int64_t in;
+    int64_t out; // measured columns; the layer has more, which cost the same
+};
+
+void bench_linear(const Options& options, const KernelTable& table, const LinearCase& c,
+                  DType dtype, bool fast) {
+    const std::string name = std::string("linear ") + (fast ? "fast " : "exact ") +
+                             dtype_info(dtype).name + " " + c.what + " " + std::to_string(c.rows) +
+                             "x" + std::to_string(c.in);
+    if (name.find(options.filter) == std::string::npos) return;
+    const Input input(table, c.rows, c.in);
+    std::vector<float> out(static_cast<size_t>(c.rows * c.out));
+    std::vector<uint8_t> weight = random_weight(dtype, c.out, c.in);
+    Projection p;
+    p.weight = Tensor{dtype, c.out, c.in, c.in, weight.data()};
+    p.out = f32_matrix(out.data(), c.rows, c.out);
+    Scratch scratch;
+    const double ops =
+        2.0 * static_cast<double>(c.rows) * static_cast<double>(c.in) * static_cast<double>(c.out);
+    measure(options, name, ops * 1e-9, fast ? Ceiling::kBytes : Ceiling::kFloats, [&] {
+        for (int64_t n = 0; n < c.out; n += table.linear_piece_cols) {
+            const Range cols = {n, std::min(c.out, n + table.linear_piece_cols)};
+            for (int64_t m = 0; m < c.rows; m += table.linear_piece_rows) {
+                const Range rows = {m, std::min(c.rows, m + table.linear_piece_rows)};
+                fast ? table.linear_fast(input.codes, p, rows, cols, scratch)
+                     : table.linear_exact(input.floats, p, rows, cols, scratch);
+            }
+        }
+    });
+}
+
+void bench_linears(const Options& options, const KernelTable& table) {
+    const LinearCase cases[] = {
+        {"dit qkv+mlp", 1536, 3072, 128}, {"dit out", 1536, 12288, 64},
+        {"encoder ffn", 512, 2560, 128},  {"encoder down", 512, 9728, 64},
+        {"prompt", 77, 2560, 256},        {"modulation", 1, 3072, 1024},
+    };
+    for (const LinearCase& c : cases)
+        for (int t = 0; t < kDTypeCount; ++t) {
+            const auto dtype = static_cast<DType>(t);
+            if (is_block_quantized(dtype)) bench_linear(options, table, c, dtype, true);
+            bench_linear(options, table, c, dtype, false);
+        }
+}
+
+void bench_quantize(const Options& options, const KernelTable& table) {
+    const Input input(table, 512, 3072);
+    // Two operations an element: one for the maximum, one for the product.
+    measure(options, "quantize_rows 512x3072", 2e-9 * 512 * 3072, Ceiling::kFloats,
+            [&] { table.quantize_rows(input.floats, input.codes, {0, 512}); });
+}
+
+bool parse(int argc, char** argv, Options* options) {
+    for (int i = 1; i < argc; ++i) {
+        const bool more = i + 1 < argc;
+        if (std::strcmp(argv[i], "--level") == 0 && more)
+            options->level =
+                std::strcmp(argv[++i], "generic") == 0 ? Level::kGeneric : options->level;
+        else if (std::strcmp(argv[i], "--repeat") == 0 && more)
+            options->repeat = std::max(1, std::atoi(argv[++i]));
+        else if (argv[i][0] != '-')
+            options->filter = argv[i];
+        else
+            return false;
+    }
+    return true;
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    Options options;
+    if (!parse(argc, argv, &options)) {
+        std::fprintf(stderr,
+                     "usage: bonsai-bench-ops [--level generic|avx2] [--repeat n] [text]\n");
+        return 2;
+    }
+    const KernelTable& table = kernel_table(options.level);
+    std::printf("level %s, 1 thread, %d repeats; ceilings at the start: maddubs + add %.0f, fma "
+                "%.0f GOP/s\n\n",
+                table.level, options.repeat, ceiling(Ceiling::kBytes), ceiling(Ceiling::kFloats));
+    std::printf("| %-44s | %8s | %8s | %5s |\n", "op", "GOP/s", "best", "% top");
+    std::printf("|---|---|---|---|\n");
+    bench_quantize(options, table);
+    bench_linears(options, table);
+    return 0;
+}
