@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention: out = softmax(scale * q k^T) v, one head, up to kQueries query rows at a time.
-// Layout:   q, k, v, out f32, any row stride; head h at column h * head_dim. Key blocks of kKeys;
-// logits never leave scratch. Maths:    logits are kept transposed, [key][query], so that a lane is
-// a query: maximum, exp and sum need no shuffles, keys are
-//           broadcast straight from k, and q^T (times scale) is packed once for each piece. Online
-//           softmax (Milakov and Gimelshein 2018): running maximum m and sum l of each query; o = o
-//           * exp(m_old - m_new) + p v for each block.
-// Work:     logits: 6 keys x 16 queries in registers, products summed over at most kChunk of
-// head_dim, then added to the tile.
-//           p v: 6 queries x 16 columns over the block's keys, v packed to panels of 16 columns.
-//           Every number of a query is computed in the same order wherever the query lies in a
-//           piece.
-// Roofline: 4 Sq Sk head_dim flop over 8 Sk head_dim bytes a piece: 48 flop/B at 96 queries, bound
-// by FMA.
+// Layout: q, k, v, out f32 with any row stride; head h at column h * head_dim. Keys come in blocks
+//         of kKeys; logits never leave scratch.
+// Maths:  logits are kept transposed, [key][query]: a lane is a query, so maximum, exp and sum need
+//         no shuffles and keys can be broadcast as they are; q^T, times scale, is packed once.
+//         Online softmax (Milakov and Gimelshein 2018): each query has a running maximum m and sum;
+//         out = out * exp(m_old - m_new) + p v for each block.
+// Work:   logits: 6 keys x 16 queries in registers, summed over at most kChunk of head_dim.
+//         p v: 6 queries x 16 columns over the block's keys, v packed to panels of 16 columns.
+//         A query meets the same operations wherever it lies in a piece.
+// Roofline: 4 * kQueries flop for each number of k and of v, 48 flop/B at 96 queries: bound by FMA.
 #include "backends/cpu/table.h"
 
 #ifdef __AVX2__
@@ -279,7 +276,7 @@ void store_rows(const AttentionArgs& args, const Workspace& w, int64_t column, i
     for (int i = 0; i < n; ++i) {
         const float* from = w.out + static_cast<int64_t>(i) * w.panels * kPanel;
         float* to = row_of(args.out, begin + i) + column;
-        const __m256 inverse = _mm256_set1_ps(w.sum[i] > 0 ? 1.0f / w.sum[i] : 0.0f);
+        const __m256 inverse = _mm256_set1_ps(w.sum[i] == 0 ? 0.0f : 1.0f / w.sum[i]);
         for (int d = 0; d < args.head_dim; d += 8)
             _mm256_storeu_ps(to + d, _mm256_mul_ps(_mm256_load_ps(from + d), inverse));
     }

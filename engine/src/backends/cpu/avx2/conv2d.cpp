@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // conv2d: 3x3 or 1x1, stride 1, same size, channels last; input read through optional affine + SiLU
-// and nearest doubling. Layout:   x [height * width, Cin] f32. Weight [Cout, kernel * kernel * Cin]
-// f32, f16 or bf16: kernel rows, columns, channels. Maths:    implicit product: with the input of a
-// tile prepared in scratch (activation applied, zero border), the numbers under a
-//           kernel row are kernel * Cin consecutive floats, the same order as in a weight row. f32
-//           sums over runs of at most kRun products, added to out (which starts as bias + add) in a
-//           fixed order: tiles and pieces do not change a result.
-// Work:     a tile is the piece's rows x up to tile_width columns. For each 16 output channels and
-// each run, weights become a
-//           panel [run][16] that stays in L1, and all pixels of the tile pass by, 6 at a time: 6 x
-//           16 sums in registers.
-// Roofline: 2 kernel^2 Cin flop a number of out over 4 B read and 4 B written for each run of kRun:
-// 2 kRun / 8 = 64 flop/B,
-//           bound by FMA. Unpacking a weight costs about 1 / pixels of a tile of its use.
+//         and optional nearest doubling.
+// Layout: x [height * width, Cin] f32. Weight [Cout, kernel * kernel * Cin] f32, f16 or bf16, in
+//         the order kernel row, kernel column, channel.
+// Maths:  implicit product. With the input of a tile prepared in scratch (activation applied, zero
+//         border), the numbers under a kernel row are kernel * Cin consecutive floats in the order
+//         of a weight row. f32 sums over runs of at most kRun products are added to out, which
+//         starts as bias + add, in a fixed order: tiles and pieces do not change a result.
+// Work:   a tile is the piece's rows x up to tile_width columns. For each 16 output channels and
+//         each run, weights become a panel [run][16] that stays in L1, and all pixels of the tile
+//         pass by, 6 at a time: 6 x 16 sums in registers.
+// Roofline: 2 kRun flop for 8 bytes of out read and written, 64 flop/B: bound by FMA. Unpacking a
+//         weight costs about as much as 10 pixels' use of it; a tile has some hundreds.
 #include "backends/cpu/table.h"
 
 #ifdef __AVX2__

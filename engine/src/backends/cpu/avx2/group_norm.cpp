@@ -12,9 +12,9 @@
 namespace bonsai::cpu {
 namespace {
 
-constexpr int kBlock = 32;
+constexpr int kBlock = 32;     // pixels: what 512 channels of them take fits in L2
 constexpr int kLane = 8;       // channels of one register step
-constexpr int kChannels = 512; // of one pass over the pixels; an 8 KB array
+constexpr int kChannels = 512; // of one pass over the pixels; two arrays of 4 KB
 
 // Adds sum and squares of 8 channels (n of them present) over `pixels` pixels.
 inline void add_channels(const float* x, int64_t stride, int64_t pixels, int64_t n, double* sum,

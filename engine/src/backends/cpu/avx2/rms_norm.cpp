@@ -12,7 +12,6 @@
 namespace bonsai::cpu {
 namespace {
 
-// Eight numbers, or the first n of eight.
 inline __m256 scale8(__m256 x, __m256 gain, __m256 inverse) {
     return _mm256_mul_ps(_mm256_mul_ps(x, inverse), gain);
 }

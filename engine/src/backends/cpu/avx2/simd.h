@@ -25,16 +25,17 @@ inline __m256i tail_mask(int64_t n) {
 }
 
 // exp, within 1.5e-7 relative: x = n ln 2 + r with |r| <= ln 2 / 2, Taylor series of degree 7
-// (remainder 5e-9), times 2^n. Below -87.33 the result is 0 (no denormals), above 88.37 it stays
-// finite.
+// (remainder 5e-9), times 2^n. Below -87.33 the result is 0 (no denormals), above 88.37 that of
+// 88.37. NaN stays NaN: min and max return their second operand when they meet one.
 inline __m256 exp8(__m256 x) {
     const __m256 one = _mm256_set1_ps(1.0f);
-    const __m256 visible = _mm256_cmp_ps(x, _mm256_set1_ps(-87.33f), _CMP_GE_OQ);
-    x = _mm256_min_ps(x, _mm256_set1_ps(88.37f));
-    x = _mm256_max_ps(x, _mm256_set1_ps(-87.33f));
+    const __m256 lowest = _mm256_set1_ps(-87.33f);
+    const __m256 visible = _mm256_cmp_ps(x, lowest, _CMP_NLT_UQ);
+    x = _mm256_min_ps(_mm256_set1_ps(88.37f), x);
+    x = _mm256_max_ps(lowest, x);
     const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    // ln 2 in two parts; the first has few enough bits for n times it to be exact.
+    // ln 2 in two parts (Cody and Waite 1980); n times the first, which has 9 bits, is exact.
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
     __m256 p = _mm256_set1_ps(1.0f / 5040.0f);
@@ -50,10 +51,11 @@ inline __m256 exp8(__m256 x) {
     return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), visible);
 }
 
-// x / (1 + exp(-x))
+// x / (1 + exp(-x)); 0 below -87.33, where it is less than 1e-36.
 inline __m256 silu8(__m256 x) {
-    const __m256 one = _mm256_set1_ps(1.0f);
-    return _mm256_div_ps(x, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), x))));
+    const __m256 visible = _mm256_cmp_ps(x, _mm256_set1_ps(-87.33f), _CMP_NLT_UQ);
+    const __m256 decay = exp8(_mm256_sub_ps(_mm256_setzero_ps(), x));
+    return _mm256_and_ps(_mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), decay)), visible);
 }
 
 inline __m256d low_double(__m256 x) {
@@ -68,14 +70,12 @@ inline double sum_lanes(__m256d x) {
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-// Sums of n floats or of their squares, in doubles: rows are read from memory, which is slower than
-// the conversion.
 struct RowSums {
     double sum;
     double squares;
 };
 
-// Sums of (x - centre) and (x - centre)^2.
+// Sums of (x - centre) and (x - centre)^2 in doubles: reading a row takes longer than converting.
 inline RowSums row_sums(const float* x, int64_t n, double centre) {
     const __m256d c = _mm256_set1_pd(centre);
     __m256d sum0 = _mm256_setzero_pd(), sum1 = sum0, squares0 = sum0, squares1 = sum0;

@@ -1,37 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // conv2d: 3x3 or 1x1, stride 1, same size, channels last; input read through optional affine + SiLU
-// and nearest doubling. Layout:   x [height * width, Cin] f32. Weight [Cout, kernel * kernel * Cin]
-// f32, f16 or bf16: kernel rows, columns, channels. Maths:    reference: the `kernel` input rows of
-// an output row are prepared in scratch with a zero border, so that a kernel row
-//           meets kernel * Cin consecutive numbers; dot products in double.
+//         and optional nearest doubling.
+// Layout: x [height * width, Cin] f32. Weight [Cout, kernel * kernel * Cin] f32, f16 or bf16, in
+//         the order kernel row, kernel column, channel.
+// Maths:  reference: the `kernel` input rows of an output row are prepared in scratch with a zero
+//         border, so that a kernel row meets kernel * Cin consecutive numbers; sums in double.
 #include <cmath>
 #include <cstring>
 
 #include "backends/cpu/table.h"
+#include "core/half.h"
 
 namespace bonsai::cpu {
 
-static float f16_to_f32(uint16_t half) {
-    const int exponent = half >> 10 & 31;
-    const int fraction = half & 1023;
-    double magnitude =
-        std::ldexp(exponent == 0 ? fraction : fraction + 1024, (exponent == 0 ? 1 : exponent) - 25);
-    if (exponent == 31) magnitude = fraction == 0 ? INFINITY : NAN;
-    return static_cast<float>(half & 0x8000 ? -magnitude : magnitude);
-}
-
 static float weight_at(DType dtype, const uint8_t* row, int64_t i) {
-    float value;
     if (dtype == DType::kF32) {
+        float value;
         std::memcpy(&value, row + 4 * i, 4);
         return value;
     }
     uint16_t half;
     std::memcpy(&half, row + 2 * i, 2);
-    if (dtype == DType::kF16) return f16_to_f32(half);
-    const uint32_t bits = static_cast<uint32_t>(half) << 16;
-    std::memcpy(&value, &bits, 4);
-    return value;
+    return dtype == DType::kF16 ? f16_to_f32(half) : bf16_to_f32(half);
 }
 
 // Row `y` of the (doubled) input with `border` zero pixels on both sides; rows outside the image
