@@ -8,6 +8,7 @@
 // ceiling loop before each measurement takes the clock rate of the moment into account. One
 // operation (OP) is a multiplication or an addition.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -204,6 +205,113 @@ void bench_quantize(const Options& options, const KernelTable& table) {
             [&] { table.quantize_rows(input.floats, input.codes, {0, 512}); });
 }
 
+std::vector<float> random_floats(int64_t count) {
+    std::vector<float> x(static_cast<size_t>(count));
+    uint32_t state = 1;
+    for (float& v : x) {
+        state = state * 1664525u + 1013904223u;
+        v = static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
+    }
+    return x;
+}
+
+struct AttentionCase {
+    const char* what;
+    int64_t tokens;
+    int head_dim;
+    int64_t stride; // of the fused buffer that q, k and v are slices of
+    bool causal;
+};
+
+// One head; operations of what a causal query sees.
+void bench_attention(const Options& options, const KernelTable& table, const AttentionCase& c) {
+    const std::string name = std::string("attention ") + c.what + " " + std::to_string(c.tokens) +
+                             "x" + std::to_string(c.head_dim);
+    if (name.find(options.filter) == std::string::npos) return;
+    std::vector<float> fused = random_floats(c.tokens * c.stride);
+    std::vector<float> out(static_cast<size_t>(c.tokens * c.head_dim));
+    AttentionArgs args;
+    args.q = Tensor{DType::kF32, c.tokens, c.head_dim, c.stride, fused.data()};
+    args.k = Tensor{DType::kF32, c.tokens, c.head_dim, c.stride, fused.data() + c.stride / 3};
+    args.v = Tensor{DType::kF32, c.tokens, c.head_dim, c.stride, fused.data() + c.stride / 3 * 2};
+    args.out = f32_matrix(out.data(), c.tokens, c.head_dim);
+    args.heads = args.kv_heads = 1;
+    args.head_dim = c.head_dim;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+    args.causal = c.causal;
+    const auto tokens = static_cast<double>(c.tokens);
+    const double ops = (c.causal ? 2.0 : 4.0) * tokens * tokens * c.head_dim;
+    Scratch scratch;
+    measure(options, name, ops * 1e-9, Ceiling::kFloats, [&] {
+        for (int64_t i = 0; i < c.tokens; i += table.attention_piece_rows)
+            table.attention(args, 0, {i, std::min(c.tokens, i + table.attention_piece_rows)},
+                            scratch);
+    });
+}
+
+void bench_attentions(const Options& options, const KernelTable& table) {
+    const AttentionCase cases[] = {
+        {"dit 512", 1536, 128, 27648, false},   {"dit 1024", 4608, 128, 27648, false},
+        {"dit double", 4608, 128, 3072, false}, {"encoder causal", 512, 128, 6144, true},
+        {"vae mid", 4096, 512, 1536, false},
+    };
+    for (const AttentionCase& c : cases)
+        bench_attention(options, table, c);
+}
+
+struct ConvCase {
+    int64_t height, width, in, out;
+    int kernel;
+    bool upsample;
+};
+
+// With the folded GroupNorm, except where the model has none: before upsampling and in 1x1.
+void bench_conv(const Options& options, const KernelTable& table, const ConvCase& c) {
+    const std::string name = "conv2d " + std::to_string(c.kernel) + "x" + std::to_string(c.kernel) +
+                             " " + std::to_string(c.in) + "->" + std::to_string(c.out) + " " +
+                             std::to_string(c.width) + "x" + std::to_string(c.height) +
+                             (c.upsample ? " doubled" : "");
+    if (name.find(options.filter) == std::string::npos) return;
+    const int64_t pixels = c.height * c.width * (c.upsample ? 4 : 1);
+    const int64_t products = c.kernel * c.kernel * c.in;
+    std::vector<float> x = random_floats(c.height * c.width * c.in), bias = random_floats(c.out);
+    std::vector<float> affine = random_floats(2 * c.in), out(static_cast<size_t>(pixels * c.out));
+    const std::vector<float> weight = random_floats(c.out * products);
+    std::vector<uint8_t> packed(weight.size() * 2);
+    if (!quantize_rows(DType::kF16, weight.data(), c.out, products, packed.data()).ok())
+        std::abort();
+    Conv2dArgs args;
+    args.x = f32_matrix(x.data(), c.height * c.width, c.in);
+    args.weight = Tensor{DType::kF16, c.out, products, products, packed.data()};
+    args.bias = f32_matrix(bias.data(), 1, c.out);
+    if (c.kernel == 3 && !c.upsample) args.affine = f32_matrix(affine.data(), 2, c.in);
+    args.out = f32_matrix(out.data(), pixels, c.out);
+    args.height = c.height;
+    args.width = c.width;
+    args.kernel = c.kernel;
+    args.upsample = c.upsample;
+    const int64_t rows = c.upsample ? 2 * c.height : c.height;
+    const double ops = 2.0 * static_cast<double>(pixels) * static_cast<double>(c.out) *
+                       static_cast<double>(products);
+    Scratch scratch;
+    measure(options, name, ops * 1e-9, Ceiling::kFloats, [&] {
+        for (int64_t y = 0; y < rows; y += table.conv2d_piece_rows)
+            table.conv2d(args, {y, std::min(rows, y + table.conv2d_piece_rows)}, scratch);
+    });
+}
+
+void bench_convs(const Options& options, const KernelTable& table) {
+    const ConvCase cases[] = {
+        {64, 64, 32, 512, 3, false},   {16, 64, 512, 512, 3, false},
+        {8, 64, 512, 512, 3, true},    {16, 128, 512, 256, 1, false},
+        {16, 128, 256, 256, 3, false}, {128, 128, 256, 256, 3, false},
+        {16, 512, 256, 128, 3, false}, {16, 512, 128, 128, 3, false},
+        {16, 512, 96, 96, 3, false},   {16, 512, 128, 3, 3, false},
+    };
+    for (const ConvCase& c : cases)
+        bench_conv(options, table, c);
+}
+
 bool parse(int argc, char** argv, Options* options) {
     for (int i = 1; i < argc; ++i) {
         const bool more = i + 1 < argc;
@@ -237,5 +345,7 @@ int main(int argc, char** argv) {
     std::printf("|---|---|---|---|\n");
     bench_quantize(options, table);
     bench_linears(options, table);
+    bench_attentions(options, table);
+    bench_convs(options, table);
     return 0;
 }

@@ -3,7 +3,7 @@
 
 using namespace op_test;
 
-// exp is good to 1.5e-7 and the quotient is rounded twice more. Results below 1e-35 count as zero:
+// exp is good to 8e-8 and the quotient is rounded twice more. Results below 1e-35 count as zero:
 // far below any activation.
 static void compare(Matrix x) {
     Expected expected;
