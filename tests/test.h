@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A test program in a few lines: TEST(name) { CHECK(x == y); } in any number, and the main function comes with the header.
-// A failed CHECK prints where and what and goes on; the program's exit status tells.
+// A test program in a few lines: TEST(name) { CHECK(x == y); } in any number, and the main function
+// comes with the header. A failed CHECK prints where and what and goes on; the program's exit
+// status tells.
 #pragma once
 
 #include <cstdio>
@@ -41,8 +42,7 @@ inline void failed(const char* file, int line, const std::string& what) {
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
-        if (!(condition))                                                                          \
-            ::test::failed(__FILE__, __LINE__, #condition);                                        \
+        if (!(condition)) ::test::failed(__FILE__, __LINE__, #condition);                          \
     } while (0)
 
 // The Status is ok, else its message is printed.
@@ -50,7 +50,8 @@ inline void failed(const char* file, int line, const std::string& what) {
     do {                                                                                           \
         const auto check_status = (expression);                                                    \
         if (!check_status.ok())                                                                    \
-            ::test::failed(__FILE__, __LINE__, #expression + std::string(": ") + check_status.message()); \
+            ::test::failed(__FILE__, __LINE__,                                                     \
+                           #expression + std::string(": ") + check_status.message());              \
     } while (0)
 
 // The Status has the code, and its message contains the text.
@@ -59,15 +60,15 @@ inline void failed(const char* file, int line, const std::string& what) {
         const auto check_status = (expression);                                                    \
         if (check_status.code() != (error_code) ||                                                 \
             check_status.message().find(text) == std::string::npos)                                \
-            ::test::failed(__FILE__, __LINE__, #expression + std::string(" gave: ") + check_status.message()); \
+            ::test::failed(__FILE__, __LINE__,                                                     \
+                           #expression + std::string(" gave: ") + check_status.message());         \
     } while (0)
 
 // Runs all cases, or those whose name contains argv[1].
 int main(int argc, char** argv) {
     int ran = 0;
     for (const ::test::Case& c : ::test::cases()) {
-        if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr)
-            continue;
+        if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr) continue;
         const int before = ::test::failures();
         c.run();
         ++ran;

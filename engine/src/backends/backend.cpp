@@ -7,20 +7,48 @@ Status Backend::unsupported(const char* op) {
     return fail(ErrorCode::kUnsupported, "device %s does not offer %s", device().id.c_str(), op);
 }
 
-Status Backend::begin_capture() { return unsupported("capture"); }
-Status Backend::end_capture(std::unique_ptr<Capture>*) { return unsupported("capture"); }
-Status Backend::replay(const Capture&) { return unsupported("capture"); }
+Status Backend::begin_capture() {
+    return unsupported("capture");
+}
+Status Backend::end_capture(std::unique_ptr<Capture>*) {
+    return unsupported("capture");
+}
+Status Backend::replay(const Capture&) {
+    return unsupported("capture");
+}
 
-Status Backend::do_linear(const LinearArgs&) { return unsupported("linear"); }
-Status Backend::do_rms_norm(const RmsNormArgs&) { return unsupported("rms_norm"); }
-Status Backend::do_layer_norm(const LayerNormArgs&) { return unsupported("layer_norm"); }
-Status Backend::do_head_norm_rope(const HeadNormRopeArgs&) { return unsupported("head_norm_rope"); }
-Status Backend::do_attention(const AttentionArgs&) { return unsupported("attention"); }
-Status Backend::do_swiglu(const SwigluArgs&) { return unsupported("swiglu"); }
-Status Backend::do_silu(const SiluArgs&) { return unsupported("silu"); }
-Status Backend::do_embed_rows(const EmbedRowsArgs&) { return unsupported("embed_rows"); }
-Status Backend::do_group_norm(const GroupNormArgs&) { return unsupported("group_norm"); }
-Status Backend::do_affine(const AffineArgs&) { return unsupported("affine"); }
-Status Backend::do_conv2d(const Conv2dArgs&) { return unsupported("conv2d"); }
+Status Backend::do_linear(const LinearArgs&) {
+    return unsupported("linear");
+}
+Status Backend::do_rms_norm(const RmsNormArgs&) {
+    return unsupported("rms_norm");
+}
+Status Backend::do_layer_norm(const LayerNormArgs&) {
+    return unsupported("layer_norm");
+}
+Status Backend::do_head_norm_rope(const HeadNormRopeArgs&) {
+    return unsupported("head_norm_rope");
+}
+Status Backend::do_attention(const AttentionArgs&) {
+    return unsupported("attention");
+}
+Status Backend::do_swiglu(const SwigluArgs&) {
+    return unsupported("swiglu");
+}
+Status Backend::do_silu(const SiluArgs&) {
+    return unsupported("silu");
+}
+Status Backend::do_embed_rows(const EmbedRowsArgs&) {
+    return unsupported("embed_rows");
+}
+Status Backend::do_group_norm(const GroupNormArgs&) {
+    return unsupported("group_norm");
+}
+Status Backend::do_affine(const AffineArgs&) {
+    return unsupported("affine");
+}
+Status Backend::do_conv2d(const Conv2dArgs&) {
+    return unsupported("conv2d");
+}
 
 } // namespace bonsai

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backend: what a device has to offer to run the pipeline. Model code is written once against this class and never names a
-// backend: it allocates activations, hands over weights, queues ops and reads results back.
+// Backend: what a device has to offer to run the pipeline. Model code is written once against this
+// class and never names a backend: it allocates activations, hands over weights, queues ops and
+// reads results back.
 //
-// Ops are queued in order and may run later; `synchronize` and `read` wait. Shapes are checked here, once for all backends.
+// Ops are queued in order and may run later; `synchronize` and `read` wait. Shapes are checked
+// here, once for all backends.
 #pragma once
 
 #include <memory>
@@ -21,12 +23,12 @@ enum class Precision {
 };
 
 struct DeviceInfo {
-    std::string id;          // "cpu", "cuda:0", ...
-    std::string name;        // as the maker calls it
-    std::string features;    // instruction set or compute capability in use
+    std::string id;       // "cpu", "cuda:0", ...
+    std::string name;     // as the maker calls it
+    std::string features; // instruction set or compute capability in use
     uint64_t memory_total = 0;
     uint64_t memory_free = 0;
-    int threads = 0;         // worker threads (CPU), 0 elsewhere
+    int threads = 0; // worker threads (CPU), 0 elsewhere
 };
 
 struct BackendOptions {
@@ -57,27 +59,41 @@ class Backend {
     virtual ~Backend() = default;
     virtual const DeviceInfo& device() const = 0;
 
-    // -- memory ------------------------------------------------------------------------------------------------
+    virtual uint64_t memory_free() const { return device().memory_free; } // now, bytes
+
+    // -- memory
+    // ------------------------------------------------------------------------------------------------
     virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;
-    // Makes a weight of the mapped model file usable by ops. On devices with their own memory this uploads and the result lives in
+    // Makes a weight of the mapped model file usable by ops. On devices with their own memory this
+    // uploads and the result lives in
     // `*owner`; on the CPU it is the mapping itself and `*owner` stays empty.
     virtual Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) = 0;
-    virtual Status write(const Tensor& to, const void* host) = 0; // contiguous host rows of to.cols elements
-    virtual Status read(const Tensor& from, void* host) = 0;      // waits for the queue first
+    // The weight will not be used for a while: its memory may go until the next use.
+    virtual void evict_weight(const Tensor& weight) { (void)weight; }
+    virtual Status write(const Tensor& to,
+                         const void* host) = 0; // contiguous host rows of to.cols elements
+    virtual Status read(const Tensor& from, void* host) = 0; // waits for the queue first
+    virtual Status copy(const Tensor& from,
+                        const Tensor& to) = 0; // f32 of one shape, queued like an op
 
-    // -- queue ---------------------------------------------------------------------------------------------------
+    // -- queue
+    // ---------------------------------------------------------------------------------------------------
     virtual Status synchronize() = 0;
-    // Whole-step capture: ops between begin and end are recorded as well as run; replay runs them again on the same addresses.
-    // Backends that gain nothing from it answer kUnsupported to begin_capture and callers then queue ops each time.
+    // Whole-step capture: ops between begin and end are recorded as well as run; replay runs them
+    // again on the same addresses. Backends that gain nothing from it answer kUnsupported to
+    // begin_capture and callers then queue ops each time.
     virtual Status begin_capture();
     virtual Status end_capture(std::unique_ptr<Capture>* out);
     virtual Status replay(const Capture& capture);
 
-    // -- ops -----------------------------------------------------------------------------------------------------
+    // -- ops
+    // -----------------------------------------------------------------------------------------------------
     Status linear(const LinearArgs& args) { return checked(args, &Backend::do_linear); }
     Status rms_norm(const RmsNormArgs& args) { return checked(args, &Backend::do_rms_norm); }
     Status layer_norm(const LayerNormArgs& args) { return checked(args, &Backend::do_layer_norm); }
-    Status head_norm_rope(const HeadNormRopeArgs& args) { return checked(args, &Backend::do_head_norm_rope); }
+    Status head_norm_rope(const HeadNormRopeArgs& args) {
+        return checked(args, &Backend::do_head_norm_rope);
+    }
     Status attention(const AttentionArgs& args) { return checked(args, &Backend::do_attention); }
     Status swiglu(const SwigluArgs& args) { return checked(args, &Backend::do_swiglu); }
     Status silu(const SiluArgs& args) { return checked(args, &Backend::do_silu); }
@@ -101,8 +117,7 @@ class Backend {
     virtual Status do_conv2d(const Conv2dArgs& args);
 
   private:
-    template <typename Args>
-    Status checked(const Args& args, Status (Backend::*run)(const Args&)) {
+    template <typename Args> Status checked(const Args& args, Status (Backend::*run)(const Args&)) {
         BONSAI_TRY(check(args));
         return (this->*run)(args);
     }
@@ -113,6 +128,7 @@ class Backend {
 std::vector<DeviceInfo> list_devices();
 
 // device: "auto" or an id from list_devices().
-Status create_backend(const std::string& device, const BackendOptions& options, std::unique_ptr<Backend>* out);
+Status create_backend(const std::string& device, const BackendOptions& options,
+                      std::unique_ptr<Backend>* out);
 
 } // namespace bonsai

@@ -8,12 +8,15 @@ namespace bonsai {
 
 std::vector<DeviceInfo> list_devices() {
     const MemoryInfo memory = system_memory();
-    return {{"cpu", cpu_name(), cpu::level_name(cpu::detected_level()), memory.total, memory.available, default_thread_count()}};
+    return {{"cpu", cpu_name(), cpu::level_name(cpu::detected_level()), memory.total,
+             memory.available, default_thread_count()}};
 }
 
-Status create_backend(const std::string& device, const BackendOptions& options, std::unique_ptr<Backend>* out) {
+Status create_backend(const std::string& device, const BackendOptions& options,
+                      std::unique_ptr<Backend>* out) {
     if (device != "auto" && device != "cpu")
-        return fail(ErrorCode::kArgument, "device %s is not there; this build has: cpu", device.c_str());
+        return fail(ErrorCode::kArgument, "device %s is not there; this build has: cpu",
+                    device.c_str());
     cpu::Level level;
     BONSAI_TRY(cpu::chosen_level(&level));
     return cpu::CpuBackend::create(options, level, out);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// DType: how the elements of a tensor are stored. Block types store `block` consecutive elements of a row in `bytes`
-// bytes; layouts are written down in convert/FORMAT.md.
+// DType: how the elements of a tensor are stored. Block types store `block` consecutive elements of
+// a row in `bytes` bytes; layouts are written down in convert/FORMAT.md.
 #pragma once
 
 #include <cstddef>
@@ -45,6 +45,8 @@ inline size_t row_bytes(DType dtype, int64_t cols) {
 inline bool is_low_bit(DType dtype) {
     return dtype == DType::kQ1_0 || dtype == DType::kPQ2_0 || dtype == DType::kPTQ1_0;
 }
-inline bool is_block_quantized(DType dtype) { return dtype_info(dtype).block > 1; }
+inline bool is_block_quantized(DType dtype) {
+    return dtype_info(dtype).block > 1;
+}
 
 } // namespace bonsai

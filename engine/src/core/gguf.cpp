@@ -11,7 +11,8 @@ namespace {
 constexpr uint64_t kMaxKeys = 1 << 16;
 constexpr uint64_t kMaxTensors = 1 << 16;
 constexpr uint64_t kMaxKeyLength = 65535;
-constexpr uint64_t kMaxDim = uint64_t(1) << 40; // a product of four is then checked without overflow
+constexpr uint64_t kMaxDim = uint64_t(1)
+                             << 40; // a product of four is then checked without overflow
 constexpr uint64_t kMaxAlignment = 1 << 16;
 
 struct TypeName {
@@ -21,11 +22,14 @@ struct TypeName {
     uint32_t bytes;
 };
 const TypeName kTensorTypes[] = {
-    {0, "F32", 1, 4},       {1, "F16", 1, 2},        {2, "Q4_0", 32, 18},   {3, "Q4_1", 32, 20},     {6, "Q5_0", 32, 22},
-    {7, "Q5_1", 32, 24},    {8, "Q8_0", 32, 34},     {10, "Q2_K", 256, 84}, {11, "Q3_K", 256, 110},  {12, "Q4_K", 256, 144},
-    {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210},  {24, "I8", 1, 1},      {25, "I16", 1, 2},       {26, "I32", 1, 4},
-    {27, "I64", 1, 8},      {28, "F64", 1, 8},       {30, "BF16", 1, 2},    {34, "TQ1_0", 256, 54},  {35, "TQ2_0", 256, 66},
-    {41, "Q1_0", 128, 18},  {42, "Q2_0", 64, 18},    {142, "PQ2_0", 128, 34}, {143, "PTQ1_0", 128, 28},
+    {0, "F32", 1, 4},       {1, "F16", 1, 2},        {2, "Q4_0", 32, 18},
+    {3, "Q4_1", 32, 20},    {6, "Q5_0", 32, 22},     {7, "Q5_1", 32, 24},
+    {8, "Q8_0", 32, 34},    {10, "Q2_K", 256, 84},   {11, "Q3_K", 256, 110},
+    {12, "Q4_K", 256, 144}, {13, "Q5_K", 256, 176},  {14, "Q6_K", 256, 210},
+    {24, "I8", 1, 1},       {25, "I16", 1, 2},       {26, "I32", 1, 4},
+    {27, "I64", 1, 8},      {28, "F64", 1, 8},       {30, "BF16", 1, 2},
+    {34, "TQ1_0", 256, 54}, {35, "TQ2_0", 256, 66},  {41, "Q1_0", 128, 18},
+    {42, "Q2_0", 64, 18},   {142, "PQ2_0", 128, 34}, {143, "PTQ1_0", 128, 28},
 };
 
 // Bytes of one value of a fixed-size type; 0 for strings, arrays and unknown types.
@@ -57,20 +61,21 @@ class Cursor {
         uint64_t length = 0;
         BONSAI_TRY(read(what, &length));
         BONSAI_TRY(need(what, length));
-        *out = std::string_view(reinterpret_cast<const char*>(data_ + at_), static_cast<size_t>(length));
+        *out = std::string_view(reinterpret_cast<const char*>(data_ + at_),
+                                static_cast<size_t>(length));
         at_ += length;
         return Status();
     }
 
   private:
     Status need(const char* what, uint64_t bytes) const {
-        if (bytes <= size_ - at_)
-            return Status();
-        return fail(ErrorCode::kFormat,
-                    "%s: the file ends inside its header: %s at byte %llu needs %llu bytes, %llu are left; "
-                    "download or convert it again",
-                    file_.path().c_str(), what, static_cast<unsigned long long>(at_),
-                    static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(size_ - at_));
+        if (bytes <= size_ - at_) return Status();
+        return fail(
+            ErrorCode::kFormat,
+            "%s: the file ends inside its header: %s at byte %llu needs %llu bytes, %llu are left; "
+            "download or convert it again",
+            file_.path().c_str(), what, static_cast<unsigned long long>(at_),
+            static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(size_ - at_));
     }
 
     const MappedFile& file_;
@@ -83,8 +88,7 @@ class Cursor {
 std::string printable(std::string_view text) {
     std::string out(text.substr(0, 64));
     for (char& c : out) {
-        if (static_cast<unsigned char>(c) < 32 || c == 127)
-            c = '?';
+        if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
     }
     return text.size() > 64 ? out + "..." : out;
 }
@@ -99,8 +103,10 @@ Status parse_value(Cursor& cursor, const std::string& where, GgufValue* value) {
     }
     const bool is_string = type == static_cast<uint32_t>(GgufType::kString);
     if (!is_string && value_bytes(type) == 0)
-        return fail(ErrorCode::kFormat, "%s has value type %u, which this engine does not read (known: 0 to 8 and 10 to 12)",
-                    where.c_str(), type);
+        return fail(
+            ErrorCode::kFormat,
+            "%s has value type %u, which this engine does not read (known: 0 to 8 and 10 to 12)",
+            where.c_str(), type);
     value->type = static_cast<GgufType>(type);
     value->data = cursor.here();
     if (!is_string) {
@@ -121,26 +127,29 @@ Status parse_tensor(Cursor& cursor, const std::string& path, GgufTensor* tensor)
     uint32_t dims = 0;
     BONSAI_TRY(cursor.read("dimension count", &dims));
     if (dims < 1 || dims > 4)
-        return fail(ErrorCode::kFormat, "%s: tensor %s has %u dimensions, expected 1 to 4", path.c_str(), name.c_str(), dims);
+        return fail(ErrorCode::kFormat, "%s: tensor %s has %u dimensions, expected 1 to 4",
+                    path.c_str(), name.c_str(), dims);
     tensor->dims = static_cast<int>(dims);
     uint64_t elements = 1;
     for (uint32_t d = 0; d < dims; ++d) {
         BONSAI_TRY(cursor.read("dimension", &tensor->ne[d]));
         const uint64_t ne = tensor->ne[d];
         if (ne == 0 || ne > kMaxDim || elements > kMaxDim / ne)
-            return fail(ErrorCode::kFormat, "%s: tensor %s: dimension %u is %llu; the size is not possible", path.c_str(),
-                        name.c_str(), d, static_cast<unsigned long long>(ne));
+            return fail(ErrorCode::kFormat,
+                        "%s: tensor %s: dimension %u is %llu; the size is not possible",
+                        path.c_str(), name.c_str(), d, static_cast<unsigned long long>(ne));
         elements *= ne;
     }
     BONSAI_TRY(cursor.read("tensor type", &tensor->type_id));
     BONSAI_TRY(cursor.read("tensor offset", &tensor->offset));
     const char* type_name = nullptr;
     uint32_t block = 0, bytes = 0;
-    if (!gguf_tensor_type(tensor->type_id, &type_name, &block, &bytes))
-        return Status();
+    if (!gguf_tensor_type(tensor->type_id, &type_name, &block, &bytes)) return Status();
     if (tensor->ne[0] % block != 0)
-        return fail(ErrorCode::kFormat, "%s: tensor %s: rows of %llu elements, but %s stores blocks of %u", path.c_str(),
-                    name.c_str(), static_cast<unsigned long long>(tensor->ne[0]), type_name, block);
+        return fail(ErrorCode::kFormat,
+                    "%s: tensor %s: rows of %llu elements, but %s stores blocks of %u",
+                    path.c_str(), name.c_str(), static_cast<unsigned long long>(tensor->ne[0]),
+                    type_name, block);
     tensor->bytes = elements / block * bytes;
     return Status();
 }
@@ -148,7 +157,7 @@ Status parse_tensor(Cursor& cursor, const std::string& path, GgufTensor* tensor)
 } // namespace
 
 const char* gguf_type_name(GgufType type) {
-    static const char* const names[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32",
+    static const char* const names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                         "bool", "string", "array", "u64", "i64", "f64"};
     const auto i = static_cast<uint32_t>(type);
     return i < sizeof names / sizeof *names ? names[i] : "unknown";
@@ -178,8 +187,9 @@ Status GgufFile::parse() {
     const std::string& path = file_->path();
     if (file_->size() < 24 || std::memcmp(file_->data(), "GGUF", 4) != 0) {
         const bool web_page = file_->size() > 0 && file_->data()[0] == '<';
-        return fail(ErrorCode::kFormat, "%s: not a GGUF file%s; make one with: convert.py CHECKPOINT -o model.gguf", path.c_str(),
-                    web_page ? " but a web page (a failed download?)" : "");
+        return fail(ErrorCode::kFormat,
+                    "%s: not a GGUF file%s; make one with: convert.py CHECKPOINT -o model.gguf",
+                    path.c_str(), web_page ? " but a web page (a failed download?)" : "");
     }
     Cursor cursor(*file_);
     uint32_t version = 0;
@@ -192,8 +202,10 @@ Status GgufFile::parse() {
         return fail(ErrorCode::kFormat, "%s: GGUF version %u, expected 3%s", path.c_str(), version,
                     version == 0x03000000 ? " (a big-endian file)" : "");
     if (tensor_count > kMaxTensors || key_count > kMaxKeys)
-        return fail(ErrorCode::kFormat, "%s: claims %llu tensors and %llu keys; at most %llu of each are read", path.c_str(),
-                    static_cast<unsigned long long>(tensor_count), static_cast<unsigned long long>(key_count),
+        return fail(ErrorCode::kFormat,
+                    "%s: claims %llu tensors and %llu keys; at most %llu of each are read",
+                    path.c_str(), static_cast<unsigned long long>(tensor_count),
+                    static_cast<unsigned long long>(key_count),
                     static_cast<unsigned long long>(kMaxTensors));
 
     for (uint64_t i = 0; i < key_count; ++i) {
@@ -205,40 +217,46 @@ Status GgufFile::parse() {
                         static_cast<unsigned long long>(i), key.size());
         BONSAI_TRY(parse_value(cursor, path + ": key " + printable(key), &value));
         if (!key_index_.emplace(key, keys_.size()).second)
-            return fail(ErrorCode::kFormat, "%s: key %s stands twice", path.c_str(), printable(key).c_str());
+            return fail(ErrorCode::kFormat, "%s: key %s stands twice", path.c_str(),
+                        printable(key).c_str());
         keys_.emplace_back(key, value);
     }
     for (uint64_t i = 0; i < tensor_count; ++i) {
         GgufTensor tensor;
         BONSAI_TRY(parse_tensor(cursor, path, &tensor));
         if (!tensor_index_.emplace(tensor.name, tensors_.size()).second)
-            return fail(ErrorCode::kFormat, "%s: tensor %s stands twice", path.c_str(), printable(tensor.name).c_str());
+            return fail(ErrorCode::kFormat, "%s: tensor %s stands twice", path.c_str(),
+                        printable(tensor.name).c_str());
         tensors_.push_back(tensor);
     }
 
     int64_t alignment = 32;
-    if (has("general.alignment"))
-        BONSAI_TRY(get("general.alignment", &alignment));
+    if (has("general.alignment")) BONSAI_TRY(get("general.alignment", &alignment));
     if (alignment <= 0 || alignment > int64_t(kMaxAlignment) || (alignment & (alignment - 1)) != 0)
-        return fail(ErrorCode::kFormat, "%s: general.alignment is %lld, expected a power of two up to %llu", path.c_str(),
-                    static_cast<long long>(alignment), static_cast<unsigned long long>(kMaxAlignment));
+        return fail(ErrorCode::kFormat,
+                    "%s: general.alignment is %lld, expected a power of two up to %llu",
+                    path.c_str(), static_cast<long long>(alignment),
+                    static_cast<unsigned long long>(kMaxAlignment));
     const uint64_t mask = static_cast<uint64_t>(alignment) - 1;
     const uint64_t data_start = (cursor.position() + mask) & ~mask;
     uint64_t expected = 0; // tensors follow each other in order, each padded
     for (GgufTensor& tensor : tensors_) {
         const std::string name = printable(tensor.name);
         if (tensor.offset & mask)
-            return fail(ErrorCode::kFormat, "%s: tensor %s starts at %llu, not a multiple of %lld", path.c_str(), name.c_str(),
-                        static_cast<unsigned long long>(tensor.offset), static_cast<long long>(alignment));
+            return fail(ErrorCode::kFormat, "%s: tensor %s starts at %llu, not a multiple of %lld",
+                        path.c_str(), name.c_str(), static_cast<unsigned long long>(tensor.offset),
+                        static_cast<long long>(alignment));
         if (data_start > file_->size() || tensor.offset > file_->size() - data_start ||
             tensor.bytes > file_->size() - data_start - tensor.offset)
             return fail(ErrorCode::kFormat,
-                        "%s: tensor %s needs %llu bytes at %llu, but the file has %llu: it is cut off; download or convert it again",
+                        "%s: tensor %s needs %llu bytes at %llu, but the file has %llu: it is cut "
+                        "off; download or convert it again",
                         path.c_str(), name.c_str(), static_cast<unsigned long long>(tensor.bytes),
                         static_cast<unsigned long long>(data_start + tensor.offset),
                         static_cast<unsigned long long>(file_->size()));
         if (tensor.offset < expected)
-            return fail(ErrorCode::kFormat, "%s: tensor %s overlaps the one before it", path.c_str(), name.c_str());
+            return fail(ErrorCode::kFormat, "%s: tensor %s overlaps the one before it",
+                        path.c_str(), name.c_str());
         expected = tensor.offset + tensor.bytes;
         tensor.offset += data_start;
     }
@@ -253,16 +271,19 @@ const GgufTensor* GgufFile::find(std::string_view name) const {
 Status GgufFile::find_value(std::string_view key, const GgufValue** out) const {
     const auto it = key_index_.find(key);
     if (it == key_index_.end())
-        return fail(ErrorCode::kFormat, "%s: the key %.*s is missing; convert the checkpoint again with this version's convert.py",
+        return fail(ErrorCode::kFormat,
+                    "%s: the key %.*s is missing; convert the checkpoint again with this version's "
+                    "convert.py",
                     file_->path().c_str(), static_cast<int>(key.size()), key.data());
     *out = &keys_[it->second].second;
     return Status();
 }
 
-Status GgufFile::type_error(std::string_view key, const char* expected, const GgufValue& found) const {
+Status GgufFile::type_error(std::string_view key, const char* expected,
+                            const GgufValue& found) const {
     return fail(ErrorCode::kFormat, "%s: key %.*s should be %s, but is %s%s", file_->path().c_str(),
-                static_cast<int>(key.size()), key.data(), expected, found.is_array ? "an array of " : "",
-                gguf_type_name(found.type));
+                static_cast<int>(key.size()), key.data(), expected,
+                found.is_array ? "an array of " : "", gguf_type_name(found.type));
 }
 
 namespace {
@@ -275,19 +296,34 @@ template <typename T> T load(const uint8_t* at) {
 
 bool load_integer(GgufType type, const uint8_t* at, int64_t* out) {
     switch (type) {
-    case GgufType::kU8: *out = load<uint8_t>(at); return true;
-    case GgufType::kI8: *out = load<int8_t>(at); return true;
-    case GgufType::kU16: *out = load<uint16_t>(at); return true;
-    case GgufType::kI16: *out = load<int16_t>(at); return true;
-    case GgufType::kU32: *out = load<uint32_t>(at); return true;
-    case GgufType::kI32: *out = load<int32_t>(at); return true;
-    case GgufType::kI64: *out = load<int64_t>(at); return true;
+    case GgufType::kU8:
+        *out = load<uint8_t>(at);
+        return true;
+    case GgufType::kI8:
+        *out = load<int8_t>(at);
+        return true;
+    case GgufType::kU16:
+        *out = load<uint16_t>(at);
+        return true;
+    case GgufType::kI16:
+        *out = load<int16_t>(at);
+        return true;
+    case GgufType::kU32:
+        *out = load<uint32_t>(at);
+        return true;
+    case GgufType::kI32:
+        *out = load<int32_t>(at);
+        return true;
+    case GgufType::kI64:
+        *out = load<int64_t>(at);
+        return true;
     case GgufType::kU64: {
         const uint64_t value = load<uint64_t>(at);
         *out = static_cast<int64_t>(value);
         return value <= static_cast<uint64_t>(INT64_MAX);
     }
-    default: return false;
+    default:
+        return false;
     }
 }
 
@@ -308,16 +344,15 @@ Status GgufFile::get(std::string_view key, double* out) const {
         return type_error(key, "a float", *value);
     *out = value->type == GgufType::kF32 ? load<float>(value->data) : load<double>(value->data);
     if (!std::isfinite(*out))
-        return fail(ErrorCode::kFormat, "%s: key %.*s is not a finite number", file_->path().c_str(),
-                    static_cast<int>(key.size()), key.data());
+        return fail(ErrorCode::kFormat, "%s: key %.*s is not a finite number",
+                    file_->path().c_str(), static_cast<int>(key.size()), key.data());
     return Status();
 }
 
 Status GgufFile::get(std::string_view key, bool* out) const {
     const GgufValue* value = nullptr;
     BONSAI_TRY(find_value(key, &value));
-    if (value->is_array || value->type != GgufType::kBool)
-        return type_error(key, "a bool", *value);
+    if (value->is_array || value->type != GgufType::kBool) return type_error(key, "a bool", *value);
     *out = *value->data != 0;
     return Status();
 }
@@ -327,7 +362,8 @@ Status GgufFile::get(std::string_view key, std::string_view* out) const {
     BONSAI_TRY(find_value(key, &value));
     if (value->is_array || value->type != GgufType::kString)
         return type_error(key, "a string", *value);
-    *out = std::string_view(reinterpret_cast<const char*>(value->data + 8), static_cast<size_t>(load<uint64_t>(value->data)));
+    *out = std::string_view(reinterpret_cast<const char*>(value->data + 8),
+                            static_cast<size_t>(load<uint64_t>(value->data)));
     return Status();
 }
 
@@ -336,7 +372,8 @@ Status GgufFile::get(std::string_view key, std::vector<int64_t>* out) const {
     BONSAI_TRY(find_value(key, &value));
     const uint64_t bytes = value_bytes(static_cast<uint32_t>(value->type));
     int64_t ignored = 0;
-    if (!value->is_array || bytes == 0 || (value->count > 0 && !load_integer(value->type, value->data, &ignored)))
+    if (!value->is_array || bytes == 0 ||
+        (value->count > 0 && !load_integer(value->type, value->data, &ignored)))
         return type_error(key, "an array of integers", *value);
     out->resize(static_cast<size_t>(value->count));
     for (uint64_t i = 0; i < value->count; ++i) {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// GgufFile: reader of GGUF version 3 over a mapped file. Every length, count and offset is checked against the file before use,
-// so that whatever opens is safe to read.
+// GgufFile: reader of GGUF version 3 over a mapped file. Every length, count and offset is checked
+// against the file before use, so that whatever opens is safe to read.
 //
 //   "GGUF"  u32 version = 3  u64 tensor count  u64 key count
-//   key count times:    string key, u32 type, value        string = u64 length, bytes; array = u32 type, u64 count, values
-//   tensor count times: string name, u32 dims, u64 ne[dims] (ne[0] contiguous), u32 type, u64 offset into the data
-//   zeros up to general.alignment (32), then the data; every offset is a multiple of the alignment
+//   key count times:    string key, u32 type, value        string = u64 length, bytes; array = u32
+//   type, u64 count, values tensor count times: string name, u32 dims, u64 ne[dims] (ne[0]
+//   contiguous), u32 type, u64 offset into the data zeros up to general.alignment (32), then the
+//   data; every offset is a multiple of the alignment
 #pragma once
 
 #include <memory>
@@ -20,24 +21,36 @@
 namespace bonsai {
 
 enum class GgufType : uint32_t {
-    kU8 = 0, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+    kU8 = 0,
+    kI8,
+    kU16,
+    kI16,
+    kU32,
+    kI32,
+    kF32,
+    kBool,
+    kString,
+    kArray,
+    kU64,
+    kI64,
+    kF64,
 };
 
 struct GgufTensor {
     std::string_view name;
-    uint32_t type_id = 0;    // as in the file; may be one that this engine cannot read
+    uint32_t type_id = 0; // as in the file; may be one that this engine cannot read
     int dims = 0;
     uint64_t ne[4] = {1, 1, 1, 1};
-    uint64_t offset = 0;     // from the start of the file
-    uint64_t bytes = 0;      // 0 when the type is unknown
+    uint64_t offset = 0; // from the start of the file
+    uint64_t bytes = 0;  // 0 when the type is unknown
     uint64_t elements() const { return ne[0] * ne[1] * ne[2] * ne[3]; }
 };
 
 struct GgufValue {
-    GgufType type = GgufType::kU8;    // of the value, or of the elements of an array
+    GgufType type = GgufType::kU8; // of the value, or of the elements of an array
     bool is_array = false;
     uint64_t count = 1;
-    const uint8_t* data = nullptr;    // first element
+    const uint8_t* data = nullptr; // first element
 };
 
 class GgufFile {
@@ -51,8 +64,8 @@ class GgufFile {
     const std::vector<std::pair<std::string_view, GgufValue>>& keys() const { return keys_; }
     bool has(std::string_view key) const { return key_index_.count(key) != 0; }
 
-    // Typed access. Missing keys and other types are errors that name the key, expected and found. Integers convert between widths
-    // when the value fits.
+    // Typed access. Missing keys and other types are errors that name the key, expected and found.
+    // Integers convert between widths when the value fits.
     Status get(std::string_view key, int64_t* out) const;
     Status get(std::string_view key, double* out) const;
     Status get(std::string_view key, bool* out) const;
@@ -77,7 +90,8 @@ class GgufFile {
 
 const char* gguf_type_name(GgufType type);
 
-// Name, block and bytes of any published tensor type, also those that this engine does not run; false when unknown.
+// Name, block and bytes of any published tensor type, also those that this engine does not run;
+// false when unknown.
 bool gguf_tensor_type(uint32_t id, const char** name, uint32_t* block, uint32_t* bytes);
 
 } // namespace bonsai

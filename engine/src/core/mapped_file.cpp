@@ -22,34 +22,33 @@ namespace bonsai {
 Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* out) {
     std::unique_ptr<MappedFile> file(new MappedFile);
     file->path_ = path;
-    const HANDLE handle = CreateFileW(to_wide(path).c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING,
-                                      FILE_ATTRIBUTE_NORMAL, nullptr);
+    const HANDLE handle = CreateFileW(to_wide(path).c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr,
+                                      OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
     if (handle == INVALID_HANDLE_VALUE)
-        return fail(ErrorCode::kIo, "%s: cannot be opened (error %lu)", path.c_str(), GetLastError());
+        return fail(ErrorCode::kIo, "%s: cannot be opened (error %lu)", path.c_str(),
+                    GetLastError());
     LARGE_INTEGER size;
     const bool sized = GetFileSizeEx(handle, &size) && size.QuadPart > 0;
-    if (sized)
-        file->mapping_ = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
+    if (sized) file->mapping_ = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
     CloseHandle(handle);
-    if (!sized)
-        return fail(ErrorCode::kFormat, "%s: the file is empty", path.c_str());
+    if (!sized) return fail(ErrorCode::kFormat, "%s: the file is empty", path.c_str());
     if (file->mapping_)
-        file->data_ = static_cast<const uint8_t*>(MapViewOfFile(file->mapping_, FILE_MAP_READ, 0, 0, 0));
+        file->data_ =
+            static_cast<const uint8_t*>(MapViewOfFile(file->mapping_, FILE_MAP_READ, 0, 0, 0));
     if (!file->data_)
-        return fail(ErrorCode::kIo, "%s: cannot be mapped (error %lu)", path.c_str(), GetLastError());
+        return fail(ErrorCode::kIo, "%s: cannot be mapped (error %lu)", path.c_str(),
+                    GetLastError());
     file->size_ = static_cast<uint64_t>(size.QuadPart);
     *out = std::move(file);
     return Status();
 }
 
 MappedFile::~MappedFile() {
-    if (data_)
-        UnmapViewOfFile(data_);
-    if (mapping_)
-        CloseHandle(mapping_);
+    if (data_) UnmapViewOfFile(data_);
+    if (mapping_) CloseHandle(mapping_);
 }
 
-void MappedFile::evict(const void*, size_t) const {}
+void evict_pages(const void*, size_t) {}
 
 #else
 
@@ -60,7 +59,8 @@ Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* ou
     struct stat info;
     if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
         ::close(fd);
-        return fail(ErrorCode::kIo, "%s: not a regular file; a model is one GGUF file", path.c_str());
+        return fail(ErrorCode::kIo, "%s: not a regular file; a model is one GGUF file",
+                    path.c_str());
     }
     if (info.st_size == 0) {
         ::close(fd);
@@ -70,7 +70,8 @@ Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* ou
     const int map_error = errno;
     ::close(fd);
     if (data == MAP_FAILED)
-        return fail(ErrorCode::kMemory, "%s: cannot be mapped: %s", path.c_str(), std::strerror(map_error));
+        return fail(ErrorCode::kMemory, "%s: cannot be mapped: %s", path.c_str(),
+                    std::strerror(map_error));
     std::unique_ptr<MappedFile> file(new MappedFile);
     file->path_ = path;
     file->data_ = static_cast<const uint8_t*>(data);
@@ -80,17 +81,15 @@ Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* ou
 }
 
 MappedFile::~MappedFile() {
-    if (data_)
-        ::munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+    if (data_) ::munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
 }
 
-void MappedFile::evict(const void* begin, size_t length) const {
+void evict_pages(const void* begin, size_t length) {
     // Only whole pages inside the range: neighbours may still be in use.
     const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
     const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
     const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + length) / page * page;
-    if (first < last)
-        ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// MappedFile: a whole file, read-only, in the address space. Pages are shared with every process that maps the same file.
+// MappedFile: a whole file, read-only, in the address space. Pages are shared with every process
+// that maps the same file.
 #pragma once
 
 #include <memory>
@@ -20,10 +21,6 @@ class MappedFile {
     uint64_t size() const { return size_; }
     const std::string& path() const { return path_; }
 
-    // Gives the pages of [begin, begin + length) back to the system; the next use reads them again (from its cache, if still
-    // there). A hint: nothing happens where the system has no such call.
-    void evict(const void* begin, size_t length) const;
-
   private:
     MappedFile() = default;
     std::string path_;
@@ -33,5 +30,9 @@ class MappedFile {
     void* mapping_ = nullptr;
 #endif
 };
+
+// Gives the pages of a mapped range back to the system; the next use reads them again (from its
+// cache, if they are still there). A hint: nothing happens where the system has no such call.
+void evict_pages(const void* begin, size_t length);
 
 } // namespace bonsai

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch fills blocks of 16 values by Box-Muller from mt19937 uniforms: the first 8 give radii, the last 8 angles. Logarithm, sine
-// and cosine are the single-precision Cephes polynomials (Moshier) with fused multiply-adds, so every std::fma here is part of the
-// result and none may be added or lost: this file is compiled with floating-point contraction off.
+// torch fills blocks of 16 values by Box-Muller from mt19937 uniforms: the first 8 give radii, the
+// last 8 angles. Logarithm, sine and cosine are the single-precision Cephes polynomials (Moshier)
+// with fused multiply-adds, so every std::fma here is part of the result and none may be added or
+// lost: this file is compiled with floating-point contraction off.
 #include "core/rng.h"
 
 #include <cmath>
@@ -26,8 +27,7 @@ uint32_t float_to_bits(float value) {
 
 // Natural logarithm of a positive float.
 float cephes_log(float x) {
-    if (x < 1.17549435e-38f)
-        x = 1.17549435e-38f;
+    if (x < 1.17549435e-38f) x = 1.17549435e-38f;
     const uint32_t bits = float_to_bits(x);
     float exponent = static_cast<float>(static_cast<int>(bits >> 23) - 127) + 1.0f;
     float m = bits_to_float((bits & 0x807fffffu) | 0x3f000000u); // mantissa in [0.5, 1)
@@ -38,8 +38,9 @@ float cephes_log(float x) {
         m = m - 1.0f;
     }
     const float z = m * m;
-    static const float coefficients[] = {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                                         -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+    static const float coefficients[] = {-1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f,
+                                         1.4249322787e-1f,  -1.6668057665e-1f, 2.0000714765e-1f,
+                                         -2.4999993993e-1f, 3.3333331174e-1f};
     float y = 7.0376836292e-2f;
     for (const float c : coefficients)
         y = std::fma(y, m, c);
@@ -69,10 +70,8 @@ void cephes_sincos(float x, float* sin_out, float* cos_out) {
     const bool swap = octant & 2;
     *sin_out = swap ? c : s;
     *cos_out = swap ? s : c;
-    if (octant & 4)
-        *sin_out = -*sin_out;
-    if (((octant - 2) & 4) == 0)
-        *cos_out = -*cos_out;
+    if (octant & 4) *sin_out = -*sin_out;
+    if (((octant - 2) & 4) == 0) *cos_out = -*cos_out;
 }
 
 class Uniforms {

@@ -11,8 +11,7 @@ static std::string format_list(const char* text, va_list args) {
     va_copy(again, args);
     const int length = std::vsnprintf(nullptr, 0, text, args);
     std::string out(length > 0 ? static_cast<size_t>(length) : 0, '\0');
-    if (length > 0)
-        std::vsnprintf(&out[0], out.size() + 1, text, again);
+    if (length > 0) std::vsnprintf(&out[0], out.size() + 1, text, again);
     va_end(again);
     return out;
 }

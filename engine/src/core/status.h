@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Status: how every fallible function of the engine reports. The library never prints, aborts or exits.
+// Status: how every fallible function of the engine reports. The library never prints, aborts or
+// exits.
 #pragma once
 
 #include <string>
@@ -54,6 +55,5 @@ std::string format(const char* format, ...) BONSAI_PRINTF(1, 2);
 #define BONSAI_TRY(expression)                                                                     \
     do {                                                                                           \
         ::bonsai::Status bonsai_try_status = (expression);                                         \
-        if (!bonsai_try_status.ok())                                                               \
-            return bonsai_try_status;                                                              \
+        if (!bonsai_try_status.ok()) return bonsai_try_status;                                     \
     } while (0)

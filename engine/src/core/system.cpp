@@ -34,8 +34,7 @@ namespace {
 std::string first_line(const std::string& path) {
     char text[512] = "";
     if (std::FILE* file = std::fopen(path.c_str(), "r")) {
-        if (!std::fgets(text, sizeof text, file))
-            text[0] = 0;
+        if (!std::fgets(text, sizeof text, file)) text[0] = 0;
         std::fclose(file);
     }
     return text;
@@ -44,8 +43,7 @@ std::string first_line(const std::string& path) {
 // The value of "Key:   123 kB" in /proc/meminfo style files, in bytes.
 uint64_t kilobytes_of(const char* path, const char* key) {
     std::FILE* file = std::fopen(path, "r");
-    if (!file)
-        return 0;
+    if (!file) return 0;
     char line[256];
     uint64_t value = 0;
     while (std::fgets(line, sizeof line, file)) {
@@ -77,12 +75,13 @@ MemoryInfo system_memory() {
     return info;
 }
 
-uint64_t resident_bytes() { return kilobytes_of("/proc/self/status", "VmRSS:"); }
+uint64_t resident_bytes() {
+    return kilobytes_of("/proc/self/status", "VmRSS:");
+}
 
 std::string cpu_name() {
     std::FILE* file = std::fopen("/proc/cpuinfo", "r");
-    if (!file)
-        return "CPU";
+    if (!file) return "CPU";
     char line[512];
     std::string name = "CPU";
     while (std::fgets(line, sizeof line, file)) {
@@ -105,15 +104,18 @@ int default_thread_count() {
     // Two hardware threads of one core share its multipliers: count (package, core) pairs.
     std::set<std::pair<std::string, std::string>> cores;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-        if (!CPU_ISSET(cpu, &set))
-            continue;
-        const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+        if (!CPU_ISSET(cpu, &set)) continue;
+        const std::string topology =
+            "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
         const std::string core = first_line(topology + "core_id");
-        cores.emplace(first_line(topology + "physical_package_id"), core.empty() ? std::to_string(cpu) : core);
+        cores.emplace(first_line(topology + "physical_package_id"),
+                      core.empty() ? std::to_string(cpu) : core);
     }
     int count = std::max<int>(1, static_cast<int>(cores.size()));
     unsigned long long quota = 0, period = 0;
-    if (std::sscanf(first_line("/sys/fs/cgroup/cpu.max").c_str(), "%llu %llu", &quota, &period) == 2 && period > 0)
+    if (std::sscanf(first_line("/sys/fs/cgroup/cpu.max").c_str(), "%llu %llu", &quota, &period) ==
+            2 &&
+        period > 0)
         count = std::min(count, std::max(1, static_cast<int>(quota / period)));
     return count;
 }
@@ -126,15 +128,18 @@ MemoryInfo system_memory() {
     sysctlbyname("hw.memsize", &info.total, &size, nullptr, 0);
     vm_statistics64_data_t vm;
     mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
-    if (host_statistics64(mach_host_self(), HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&vm), &count) == KERN_SUCCESS)
-        info.available = (uint64_t(vm.free_count) + vm.inactive_count + vm.purgeable_count) * vm_kernel_page_size;
+    if (host_statistics64(mach_host_self(), HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&vm),
+                          &count) == KERN_SUCCESS)
+        info.available = (uint64_t(vm.free_count) + vm.inactive_count + vm.purgeable_count) *
+                         vm_kernel_page_size;
     return info;
 }
 
 uint64_t resident_bytes() {
     mach_task_basic_info info;
     mach_msg_type_number_t count = MACH_TASK_BASIC_INFO_COUNT;
-    if (task_info(mach_task_self(), MACH_TASK_BASIC_INFO, reinterpret_cast<task_info_t>(&info), &count) != KERN_SUCCESS)
+    if (task_info(mach_task_self(), MACH_TASK_BASIC_INFO, reinterpret_cast<task_info_t>(&info),
+                  &count) != KERN_SUCCESS)
         return 0;
     return info.resident_size;
 }
@@ -168,7 +173,9 @@ MemoryInfo system_memory() {
 
 uint64_t resident_bytes() {
     PROCESS_MEMORY_COUNTERS counters;
-    return K32GetProcessMemoryInfo(GetCurrentProcess(), &counters, sizeof counters) ? counters.WorkingSetSize : 0;
+    return K32GetProcessMemoryInfo(GetCurrentProcess(), &counters, sizeof counters)
+               ? counters.WorkingSetSize
+               : 0;
 }
 
 std::string cpu_name() {
@@ -176,14 +183,24 @@ std::string cpu_name() {
     return name ? name : "CPU";
 }
 
-int default_thread_count() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+int default_thread_count() {
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
 
 #else
 
-MemoryInfo system_memory() { return MemoryInfo(); }
-uint64_t resident_bytes() { return 0; }
-std::string cpu_name() { return "CPU"; }
-int default_thread_count() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+MemoryInfo system_memory() {
+    return MemoryInfo();
+}
+uint64_t resident_bytes() {
+    return 0;
+}
+std::string cpu_name() {
+    return "CPU";
+}
+int default_thread_count() {
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
 
 #endif
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor: a matrix that somebody else owns. Every activation of the pipeline is a matrix: tokens x width in the text encoder
-// and the transformer, pixels x channels (channels last) in the VAE. Weights are [out features, in features].
+// Tensor: a matrix that somebody else owns. Every activation of the pipeline is a matrix: tokens x
+// width in the text encoder and the transformer, pixels x channels (channels last) in the VAE.
+// Weights are [out features, in features].
 #pragma once
 
 #include "core/dtype.h"
@@ -11,8 +12,8 @@ struct Tensor {
     DType dtype = DType::kF32;
     int64_t rows = 0;
     int64_t cols = 0;
-    int64_t stride = 0;    // elements from one row to the next; == cols unless this is a column slice
-    void* data = nullptr;  // an address of the backend that owns the memory
+    int64_t stride = 0; // elements from one row to the next; == cols unless this is a column slice
+    void* data = nullptr; // an address of the backend that owns the memory
 
     bool empty() const { return data == nullptr; }
     bool contiguous() const { return stride == cols; }
@@ -21,14 +22,16 @@ struct Tensor {
     float* row(int64_t r) const { return f32() + r * stride; }
     // Packed bytes of row r.
     const uint8_t* packed_row(int64_t r) const {
-        return static_cast<const uint8_t*>(data) + static_cast<size_t>(r) * row_bytes(dtype, stride);
+        return static_cast<const uint8_t*>(data) +
+               static_cast<size_t>(r) * row_bytes(dtype, stride);
     }
 
     // Rows [begin, begin + n).
     Tensor slice_rows(int64_t begin, int64_t n) const {
         Tensor t = *this;
         t.rows = n;
-        t.data = static_cast<uint8_t*>(data) + static_cast<size_t>(begin) * row_bytes(dtype, stride);
+        t.data =
+            static_cast<uint8_t*>(data) + static_cast<size_t>(begin) * row_bytes(dtype, stride);
         return t;
     }
     // Columns [begin, begin + n) of a float matrix.

@@ -31,8 +31,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::take(int worker) {
     for (;;) {
         const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-        if (index >= count_)
-            return;
+        if (index >= count_) return;
         (*body_)(index, worker);
     }
 }
@@ -43,14 +42,12 @@ void ThreadPool::worker_main(int worker) {
         {
             std::unique_lock<std::mutex> lock(mutex_);
             start_.wait(lock, [&] { return stop_ || generation_ != seen; });
-            if (stop_)
-                return;
+            if (stop_) return;
             seen = generation_;
         }
         take(worker);
         std::lock_guard<std::mutex> lock(mutex_);
-        if (--busy_ == 0)
-            done_.notify_one();
+        if (--busy_ == 0) done_.notify_one();
     }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// ThreadPool: workers that take the indices of one loop at a time from a shared counter. The calling thread works too.
+// ThreadPool: workers that take the indices of one loop at a time from a shared counter. The
+// calling thread works too.
 #pragma once
 
 #include <atomic>
@@ -23,8 +24,9 @@ class ThreadPool {
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Runs body(index, worker) for every index in [0, count), worker in [0, size()). Returns when all are done. The body must not throw
-    // and must not call parallel_for. Not for use by two threads at once.
+    // Runs body(index, worker) for every index in [0, count), worker in [0, size()). Returns when
+    // all are done. The body must not throw and must not call parallel_for. Not for use by two
+    // threads at once.
     void parallel_for(int64_t count, const std::function<void(int64_t index, int worker)>& body);
 
   private:

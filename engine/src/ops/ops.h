@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators of the pipeline: one Args struct each. Shapes are stated here and enforced once, in check.cpp; kernels may rely
-// on them and return nothing.
+// The operators of the pipeline: one Args struct each. Shapes are stated here and enforced once, in
+// check.cpp; kernels may rely on them and return nothing.
 //
-// Letters: S tokens (T text + I image), D width, H heads, P pixels of an image (height * width, channels last), C channels;
-// M rows, N out features, K in features of a product. Activations are f32 unless stated otherwise. An empty tensor means "absent".
+// Letters: S tokens (T text + I image), D width, H heads, P pixels of an image (height * width,
+// channels last), C channels; M rows, N out features, K in features of a product. Activations are
+// f32 unless stated otherwise. An empty tensor means "absent".
 #pragma once
 
 #include "core/status.h"
@@ -25,7 +26,8 @@ struct LinearArgs {
     Tensor x; // [M, K]
     Projection projections[3];
     int count = 0;
-    // Keep float activations even where the backend would quantise them: for inputs with rows of massive outliers.
+    // Keep float activations even where the backend would quantise them: for inputs with rows of
+    // massive outliers.
     bool exact = false;
 };
 
@@ -47,12 +49,12 @@ struct LayerNormArgs {
 };
 
 enum class RopePairs {
-    kHalves,   // (i, i + head_dim / 2): Qwen3
+    kHalves,     // (i, i + head_dim / 2): Qwen3
     kNeighbours, // (2i, 2i + 1): FLUX.2
 };
 
-// In place on x: RMSNorm of each head with one gain for all heads, then rotation of pair i of row s by the angle whose
-// cosine and sine are cos[s, i] and sin[s, i].
+// In place on x: RMSNorm of each head with one gain for all heads, then rotation of pair i of row s
+// by the angle whose cosine and sine are cos[s, i] and sin[s, i].
 struct HeadNormRopeArgs {
     Tensor x;    // [S, H * head_dim]
     Tensor gain; // [1, head_dim]
@@ -95,8 +97,8 @@ struct EmbedRowsArgs {
     Tensor out;                   // [S, D]
 };
 
-// GroupNorm reduced to one multiplier and one offset a channel: norm(x)[p, c] = affine[0, c] * x[p, c] + affine[1, c].
-// Statistics of a group are taken over all pixels and its C / groups channels.
+// GroupNorm reduced to one multiplier and one offset a channel: norm(x)[p, c] = affine[0, c] * x[p,
+// c] + affine[1, c]. Statistics of a group are taken over all pixels and its C / groups channels.
 struct GroupNormArgs {
     Tensor x;      // [P, C]
     Tensor gain;   // [1, C]
@@ -114,10 +116,12 @@ struct AffineArgs {
 };
 
 // 3x3 or 1x1 convolution, stride 1, zero padding that keeps the size. The input is read through
-//   optional affine + SiLU (a folded GroupNorm; padding stays zero after it), then optional nearest-neighbour doubling.
+//   optional affine + SiLU (a folded GroupNorm; padding stays zero after it), then optional
+//   nearest-neighbour doubling.
 struct Conv2dArgs {
     Tensor x;      // [height * width, Cin]
-    Tensor weight; // [Cout, kernel * kernel * Cin], F32, F16 or BF16; taps in rows, channels innermost (OHWI)
+    Tensor weight; // [Cout, kernel * kernel * Cin], F32, F16 or BF16; taps in rows, channels
+                   // innermost (OHWI)
     Tensor bias;   // [1, Cout] or empty
     Tensor affine; // [2, Cin] or empty; SiLU follows when present
     Tensor add;    // [P, Cout] or empty: added to the result; may be `out`

@@ -7,14 +7,16 @@
 #include <cstring>
 #include <new>
 
+#include "core/mapped_file.h"
 #include "core/system.h"
 
 namespace bonsai::cpu {
 
 namespace {
 
-constexpr int64_t kRowsPerPiece = 16;     // row ops: enough work to hide the hand-out of pieces
-constexpr int64_t kPixelsPerPiece = 1024; // group sums: fixed, since the order of additions follows from it
+constexpr int64_t kRowsPerPiece = 16; // row ops: enough work to hide the hand-out of pieces
+constexpr int64_t kPixelsPerPiece =
+    1024; // group sums: fixed, since the order of additions follows from it
 
 class HostBuffer final : public Buffer {
   public:
@@ -25,38 +27,47 @@ class HostBuffer final : public Buffer {
     ~HostBuffer() override { ::operator delete(data_, std::align_val_t(64), std::nothrow); }
 };
 
-int64_t pieces_of(int64_t count, int64_t piece) { return (count + piece - 1) / piece; }
+int64_t pieces_of(int64_t count, int64_t piece) {
+    return (count + piece - 1) / piece;
+}
 
 Range piece_range(int64_t index, int64_t piece, int64_t count) {
     return {index * piece, std::min(count, (index + 1) * piece)};
 }
 
 Status no_memory(const char* what, size_t bytes) {
-    return fail(ErrorCode::kMemory, "%s: no memory for %zu MB; close other programs or draw a smaller picture", what,
+    return fail(ErrorCode::kMemory,
+                "%s: no memory for %zu MB; close other programs or draw a smaller picture", what,
                 (bytes + 999999) / 1000000);
 }
 
 Status no_scratch(const char* op) {
-    return fail(ErrorCode::kMemory, "%s: no memory for scratch space; close other programs or use fewer threads", op);
+    return fail(ErrorCode::kMemory,
+                "%s: no memory for scratch space; close other programs or use fewer threads", op);
 }
 
 } // namespace
 
-Status CpuBackend::create(const BackendOptions& options, Level level, std::unique_ptr<Backend>* out) {
+Status CpuBackend::create(const BackendOptions& options, Level level,
+                          std::unique_ptr<Backend>* out) {
     const int threads = options.threads > 0 ? options.threads : default_thread_count();
     std::unique_ptr<CpuBackend> backend(new CpuBackend(options, kernel_table(level)));
     BONSAI_TRY(ThreadPool::create(threads, &backend->pool_));
     backend->scratch_ = std::vector<Scratch>(static_cast<size_t>(threads));
     const MemoryInfo memory = system_memory();
-    backend->device_ = {"cpu", cpu_name(), level_name(level), memory.total, memory.available, threads};
+    backend->device_ = {"cpu",        cpu_name(),       level_name(level),
+                        memory.total, memory.available, threads};
     *out = std::move(backend);
     return Status();
 }
 
+uint64_t CpuBackend::memory_free() const {
+    return system_memory().available;
+}
+
 Status CpuBackend::allocate(size_t bytes, std::unique_ptr<Buffer>* out) {
     std::unique_ptr<Buffer> buffer(new HostBuffer(bytes));
-    if (!buffer->data())
-        return no_memory("activations", bytes);
+    if (!buffer->data()) return no_memory("activations", bytes);
     *out = std::move(buffer);
     return Status();
 }
@@ -66,17 +77,31 @@ Status CpuBackend::load_weight(const Tensor& host, std::unique_ptr<Buffer>*, Ten
     return Status();
 }
 
+void CpuBackend::evict_weight(const Tensor& weight) {
+    evict_pages(weight.data,
+                static_cast<size_t>(weight.rows) * row_bytes(weight.dtype, weight.stride));
+}
+
 Status CpuBackend::write(const Tensor& to, const void* host) {
     const size_t bytes = row_bytes(to.dtype, to.cols);
     for (int64_t r = 0; r < to.rows; ++r)
-        std::memcpy(to.slice_rows(r, 1).data, static_cast<const uint8_t*>(host) + static_cast<size_t>(r) * bytes, bytes);
+        std::memcpy(to.slice_rows(r, 1).data,
+                    static_cast<const uint8_t*>(host) + static_cast<size_t>(r) * bytes, bytes);
     return Status();
 }
 
 Status CpuBackend::read(const Tensor& from, void* host) {
     const size_t bytes = row_bytes(from.dtype, from.cols);
     for (int64_t r = 0; r < from.rows; ++r)
-        std::memcpy(static_cast<uint8_t*>(host) + static_cast<size_t>(r) * bytes, from.slice_rows(r, 1).data, bytes);
+        std::memcpy(static_cast<uint8_t*>(host) + static_cast<size_t>(r) * bytes,
+                    from.slice_rows(r, 1).data, bytes);
+    return Status();
+}
+
+Status CpuBackend::copy(const Tensor& from, const Tensor& to) {
+    pool_->parallel_for(from.rows, [&](int64_t r, int) {
+        std::memcpy(to.row(r), from.row(r), static_cast<size_t>(from.cols) * sizeof(float));
+    });
     return Status();
 }
 
@@ -95,30 +120,41 @@ Status CpuBackend::by_rows(const Args& args, void (*kernel)(const Args&, Range))
     return Status();
 }
 
-Status CpuBackend::do_rms_norm(const RmsNormArgs& args) { return by_rows(args, table_.rms_norm); }
-Status CpuBackend::do_layer_norm(const LayerNormArgs& args) { return by_rows(args, table_.layer_norm); }
-Status CpuBackend::do_head_norm_rope(const HeadNormRopeArgs& args) { return by_rows(args, table_.head_norm_rope); }
-Status CpuBackend::do_silu(const SiluArgs& args) { return by_rows(args, table_.silu); }
-Status CpuBackend::do_affine(const AffineArgs& args) { return by_rows(args, table_.affine); }
+Status CpuBackend::do_rms_norm(const RmsNormArgs& args) {
+    return by_rows(args, table_.rms_norm);
+}
+Status CpuBackend::do_layer_norm(const LayerNormArgs& args) {
+    return by_rows(args, table_.layer_norm);
+}
+Status CpuBackend::do_head_norm_rope(const HeadNormRopeArgs& args) {
+    return by_rows(args, table_.head_norm_rope);
+}
+Status CpuBackend::do_silu(const SiluArgs& args) {
+    return by_rows(args, table_.silu);
+}
+Status CpuBackend::do_affine(const AffineArgs& args) {
+    return by_rows(args, table_.affine);
+}
 
 Status CpuBackend::do_swiglu(const SwigluArgs& args) {
     const int64_t rows = args.gate.rows;
-    pool_->parallel_for(pieces_of(rows, kRowsPerPiece),
-                        [&](int64_t i, int) { table_.swiglu(args, piece_range(i, kRowsPerPiece, rows)); });
+    pool_->parallel_for(pieces_of(rows, kRowsPerPiece), [&](int64_t i, int) {
+        table_.swiglu(args, piece_range(i, kRowsPerPiece, rows));
+    });
     return Status();
 }
 
 Status CpuBackend::do_embed_rows(const EmbedRowsArgs& args) {
     for (int64_t r = 0; r < args.out.rows; ++r)
-        table_.dequantize_row(args.table.dtype, args.table.packed_row(args.ids[r]), args.out.row(r), args.table.cols);
+        table_.dequantize_row(args.table.dtype, args.table.packed_row(args.ids[r]), args.out.row(r),
+                              args.table.cols);
     return Status();
 }
 
 Status CpuBackend::quantize(const Tensor& x, QuantizedRows* out) {
     const size_t bytes = quantized_rows_bytes(x.rows, x.cols);
     void* memory = quantized_.get(bytes);
-    if (!memory)
-        return no_memory("linear", bytes);
+    if (!memory) return no_memory("linear", bytes);
     *out = quantized_rows_at(memory, x.rows, x.cols);
     pool_->parallel_for(pieces_of(x.rows, kRowsPerPiece), [&](int64_t i, int) {
         table_.quantize_rows(x, *out, piece_range(i, kRowsPerPiece, x.rows));
@@ -136,20 +172,19 @@ Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, cons
         Scratch& scratch = scratch_[static_cast<size_t>(worker)];
         const bool done = quantized ? table_.linear_fast(*quantized, p, rows, cols, scratch)
                                     : table_.linear_exact(x, p, rows, cols, scratch);
-        if (!done)
-            complete = false;
+        if (!done) complete = false;
     });
     return complete ? Status() : no_scratch("linear");
 }
 
 Status CpuBackend::do_linear(const LinearArgs& args) {
-    const bool may_quantize = precision_ == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
+    const bool may_quantize =
+        precision_ == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
     QuantizedRows quantized;
     for (int i = 0; i < args.count; ++i) {
         const Projection& p = args.projections[i];
         const bool fast = may_quantize && is_block_quantized(p.weight.dtype);
-        if (fast && !quantized.q)
-            BONSAI_TRY(quantize(args.x, &quantized));
+        if (fast && !quantized.q) BONSAI_TRY(quantize(args.x, &quantized));
         BONSAI_TRY(project(args.x, fast ? &quantized : nullptr, p));
     }
     return Status();
@@ -161,7 +196,8 @@ Status CpuBackend::do_attention(const AttentionArgs& args) {
     std::atomic<bool> complete{true};
     pool_->parallel_for(pieces * args.heads, [&](int64_t i, int worker) {
         const auto head = static_cast<int>(i / pieces);
-        if (!table_.attention(args, head, piece_range(i % pieces, piece, args.q.rows), scratch_[static_cast<size_t>(worker)]))
+        if (!table_.attention(args, head, piece_range(i % pieces, piece, args.q.rows),
+                              scratch_[static_cast<size_t>(worker)]))
             complete = false;
     });
     return complete ? Status() : no_scratch("attention");
@@ -172,11 +208,11 @@ Status CpuBackend::do_group_norm(const GroupNormArgs& args) {
     const size_t per_piece = 2 * static_cast<size_t>(args.groups);
     const size_t bytes = static_cast<size_t>(pieces) * per_piece * sizeof(double);
     auto* sums = static_cast<double*>(sums_.get(bytes));
-    if (!sums)
-        return no_scratch("group_norm");
+    if (!sums) return no_scratch("group_norm");
     std::memset(sums, 0, bytes);
     pool_->parallel_for(pieces, [&](int64_t i, int) {
-        table_.group_sums(args, piece_range(i, kPixelsPerPiece, args.x.rows), sums + static_cast<size_t>(i) * per_piece);
+        table_.group_sums(args, piece_range(i, kPixelsPerPiece, args.x.rows),
+                          sums + static_cast<size_t>(i) * per_piece);
     });
     for (int64_t i = 1; i < pieces; ++i) {
         for (size_t j = 0; j < per_piece; ++j)
@@ -202,7 +238,8 @@ Status CpuBackend::do_conv2d(const Conv2dArgs& args) {
     const int64_t piece = table_.conv2d_piece_rows;
     std::atomic<bool> complete{true};
     pool_->parallel_for(pieces_of(height, piece), [&](int64_t i, int worker) {
-        if (!table_.conv2d(args, piece_range(i, piece, height), scratch_[static_cast<size_t>(worker)]))
+        if (!table_.conv2d(args, piece_range(i, piece, height),
+                           scratch_[static_cast<size_t>(worker)]))
             complete = false;
     });
     return complete ? Status() : no_scratch("conv2d");

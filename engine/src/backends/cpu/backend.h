@@ -7,20 +7,24 @@
 
 namespace bonsai::cpu {
 
-// Cuts each op into independent pieces and lets the kernels of one level work on them in parallel. Ops run at once: the queue
-// is always empty.
+// Cuts each op into independent pieces and lets the kernels of one level work on them in parallel.
+// Ops run at once: the queue is always empty.
 class CpuBackend final : public Backend {
   public:
     static Status create(const BackendOptions& options, Level level, std::unique_ptr<Backend>* out);
 
     const DeviceInfo& device() const override { return device_; }
+    uint64_t memory_free() const override;
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override;
     Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override;
+    void evict_weight(const Tensor& weight) override;
     Status write(const Tensor& to, const void* host) override;
     Status read(const Tensor& from, void* host) override;
+    Status copy(const Tensor& from, const Tensor& to) override;
     Status synchronize() override { return Status(); }
 
-    // Largest scratch any worker ever held, for the assertion that weights are never expanded beyond a tile.
+    // Largest scratch any worker ever held, for the assertion that weights are never expanded
+    // beyond a tile.
     size_t scratch_peak() const;
 
   protected:
@@ -37,9 +41,9 @@ class CpuBackend final : public Backend {
     Status do_conv2d(const Conv2dArgs& args) override;
 
   private:
-    CpuBackend(const BackendOptions& options, const KernelTable& table) : precision_(options.precision), table_(table) {}
-    template <typename Args>
-    Status by_rows(const Args& args, void (*kernel)(const Args&, Range));
+    CpuBackend(const BackendOptions& options, const KernelTable& table)
+        : precision_(options.precision), table_(table) {}
+    template <typename Args> Status by_rows(const Args& args, void (*kernel)(const Args&, Range));
     Status quantize(const Tensor& x, QuantizedRows* out);
     Status project(const Tensor& x, const QuantizedRows* quantized, const Projection& p);
 

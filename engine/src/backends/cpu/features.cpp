@@ -25,10 +25,13 @@ bool has_avx2() {
 #elif defined(__x86_64__) || defined(_M_X64)
 bool has_avx2() {
     __builtin_cpu_init(); // also asks the system whether it saves the wide registers
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 }
 #else
-bool has_avx2() { return false; }
+bool has_avx2() {
+    return false;
+}
 #endif
 
 } // namespace
@@ -40,8 +43,10 @@ Level detected_level() {
 
 const char* level_name(Level level) {
     switch (level) {
-    case Level::kGeneric: return "generic";
-    case Level::kAvx2: return "avx2";
+    case Level::kGeneric:
+        return "generic";
+    case Level::kAvx2:
+        return "avx2";
     }
     return "unknown";
 }
@@ -49,13 +54,12 @@ const char* level_name(Level level) {
 Status chosen_level(Level* out) {
     *out = detected_level();
     const char* wanted = std::getenv("BONSAI_CPU");
-    if (!wanted || !*wanted)
-        return Status();
+    if (!wanted || !*wanted) return Status();
     for (const Level level : kLevels) {
-        if (std::strcmp(wanted, level_name(level)) != 0)
-            continue;
+        if (std::strcmp(wanted, level_name(level)) != 0) continue;
         if (level > *out)
-            return fail(ErrorCode::kUnsupported, "BONSAI_CPU=%s: this processor offers %s at most", wanted, level_name(*out));
+            return fail(ErrorCode::kUnsupported, "BONSAI_CPU=%s: this processor offers %s at most",
+                        wanted, level_name(*out));
         *out = level;
         return Status();
     }

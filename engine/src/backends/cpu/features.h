@@ -12,7 +12,8 @@ Level detected_level();
 
 const char* level_name(Level level);
 
-// detected_level(), or what the environment variable BONSAI_CPU asks for; asking for more than there is is an error.
+// detected_level(), or what the environment variable BONSAI_CPU asks for; asking for more than
+// there is is an error.
 Status chosen_level(Level* out);
 
 } // namespace bonsai::cpu

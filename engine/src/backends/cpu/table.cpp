@@ -6,11 +6,12 @@
 
 namespace bonsai::cpu {
 
-Scratch::~Scratch() { ::operator delete(data_, std::align_val_t(64), std::nothrow); }
+Scratch::~Scratch() {
+    ::operator delete(data_, std::align_val_t(64), std::nothrow);
+}
 
 void* Scratch::get(size_t bytes) {
-    if (bytes <= size_)
-        return data_;
+    if (bytes <= size_) return data_;
     ::operator delete(data_, std::align_val_t(64), std::nothrow);
     data_ = ::operator new(bytes, std::align_val_t(64), std::nothrow);
     size_ = data_ ? bytes : 0;
@@ -20,8 +21,7 @@ void* Scratch::get(size_t bytes) {
 static KernelTable build(Level level) {
     KernelTable table{};
     overlay_generic(table);
-    if (level >= Level::kAvx2)
-        overlay_avx2(table);
+    if (level >= Level::kAvx2) overlay_avx2(table);
     return table;
 }
 

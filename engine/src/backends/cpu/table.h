@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU backend's kernels behind one table. It is filled with the plain reference kernels (generic/) first and then overlaid
-// with the entries of the best level the processor has. A kernel works on a range of independent units, so that any split
-// over threads gives the same bytes; it owns no memory but the scratch it is given.
+// The CPU backend's kernels behind one table. It is filled with the plain reference kernels
+// (generic/) first and then overlaid with the entries of the best level the processor has. A kernel
+// works on a range of independent units, so that any split over threads gives the same bytes; it
+// owns no memory but the scratch it is given.
 #pragma once
 
 #include "ops/ops.h"
@@ -34,19 +35,21 @@ constexpr int kBlock = 32;
 // A group of activations whose largest magnitude is below this is quantised to zeros.
 constexpr float kLeastGroupMagnitude = 0x1p-100f;
 
-// Activations as int8: x[m, k] ~ scale[m, k / 128] * q[m, k], with the sums of the codes of each group and block (needed where
-// weight codes carry an offset). K % 128 == 0.
+// Activations as int8: x[m, k] ~ scale[m, k / 128] * q[m, k], with the sums of the codes of each
+// group and block (needed where weight codes carry an offset). K % 128 == 0.
 struct QuantizedRows {
     int64_t rows = 0;
     int64_t cols = 0;
-    int64_t stride = 0;           // bytes from one row of q to the next
-    int8_t* q = nullptr;          // [M, K], |q| <= 127
-    float* scale = nullptr;       // [M, K / 128], max |x| of the group / 127; 0 for an all-zero group, NaN for one with NaN or Inf
-    int32_t* sum = nullptr;       // [M, K / 128]
+    int64_t stride = 0;     // bytes from one row of q to the next
+    int8_t* q = nullptr;    // [M, K], |q| <= 127
+    float* scale = nullptr; // [M, K / 128], max |x| of the group / 127; 0 for an all-zero group,
+                            // NaN for one with NaN or Inf
+    int32_t* sum = nullptr; // [M, K / 128]
     int32_t* block_sum = nullptr; // [M, K / 32]
 };
 
-// Bytes that the arrays of `rows` x `cols` take, and the arrays laid out in such memory, which is 64-byte aligned.
+// Bytes that the arrays of `rows` x `cols` take, and the arrays laid out in such memory, which is
+// 64-byte aligned.
 size_t quantized_rows_bytes(int64_t rows, int64_t cols);
 QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t cols);
 
@@ -58,12 +61,14 @@ struct KernelTable {
     // Rows of x to int8; the arrays of `out` are already allocated.
     void (*quantize_rows)(const Tensor& x, const QuantizedRows& out, Range rows);
 
-    // The piece rows x cols of one projection. `rows` index x and out, `cols` index out features. The pieces of a product
-    // are disjoint; weights are unpacked into scratch, a tile at a time, and serve all rows of the piece.
-    // linear_fast is for block-quantised weights; float weights and K % 128 != 0 go to linear_exact.
-    // False: scratch could not be had.
-    bool (*linear_exact)(const Tensor& x, const Projection& p, Range rows, Range cols, Scratch& scratch);
-    bool (*linear_fast)(const QuantizedRows& x, const Projection& p, Range rows, Range cols, Scratch& scratch);
+    // The piece rows x cols of one projection. `rows` index x and out, `cols` index out features.
+    // The pieces of a product are disjoint; weights are unpacked into scratch, a tile at a time,
+    // and serve all rows of the piece. linear_fast is for block-quantised weights; float weights
+    // and K % 128 != 0 go to linear_exact. False: scratch could not be had.
+    bool (*linear_exact)(const Tensor& x, const Projection& p, Range rows, Range cols,
+                         Scratch& scratch);
+    bool (*linear_fast)(const QuantizedRows& x, const Projection& p, Range rows, Range cols,
+                        Scratch& scratch);
     // Preferred piece size; every level may choose its own.
     int64_t linear_piece_rows;
     int64_t linear_piece_cols;
@@ -79,7 +84,8 @@ struct KernelTable {
     bool (*attention)(const AttentionArgs& args, int head, Range query_rows, Scratch& scratch);
     int64_t attention_piece_rows;
 
-    // Adds sum and sum of squares of each group over pixels [begin, end) to sums[2 * g], sums[2 * g + 1].
+    // Adds sum and sum of squares of each group over pixels [begin, end) to sums[2 * g], sums[2 * g
+    // + 1].
     void (*group_sums)(const GroupNormArgs& args, Range pixels, double* sums);
 
     // Output image rows [begin, end), all columns and channels.
@@ -92,7 +98,7 @@ enum class Level { kGeneric, kAvx2 };
 void overlay_generic(KernelTable& table);
 void overlay_generic_quantize(KernelTable& table); // quantize_rows
 void overlay_generic_linear(KernelTable& table);   // the above, dequantize_row, linear_*
-void overlay_generic_rows(KernelTable& table); // norms, rope, swiglu, silu, affine, group_sums
+void overlay_generic_rows(KernelTable& table);     // norms, rope, swiglu, silu, affine, group_sums
 void overlay_generic_attention(KernelTable& table);
 void overlay_generic_conv(KernelTable& table);
 void overlay_avx2(KernelTable& table); // compiled to nothing on other architectures

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backends/arena.h"
+
+#include <algorithm>
+
+namespace bonsai {
+
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr uintptr_t kPlanningBase = kAlignment; // any address but null, which would mean "absent"
+
+} // namespace
+
+Status Arena::create(Backend& backend, size_t bytes, std::unique_ptr<Arena>* out) {
+    std::unique_ptr<Arena> arena(new Arena);
+    BONSAI_TRY(backend.allocate(std::max(bytes, kAlignment), &arena->buffer_));
+    *out = std::move(arena);
+    return Status();
+}
+
+uintptr_t Arena::base() const {
+    return buffer_ ? reinterpret_cast<uintptr_t>(buffer_->data()) : kPlanningBase;
+}
+
+Status Arena::allocate(int64_t rows, int64_t cols, Tensor* out) {
+    const size_t bytes =
+        (static_cast<size_t>(rows) * static_cast<size_t>(cols) * sizeof(float) + kAlignment - 1) &
+        ~(kAlignment - 1);
+    size_t begin = 0;
+    auto place = used_.begin();
+    while (place != used_.end() && place->begin - begin < bytes) {
+        begin = place->end;
+        ++place;
+    }
+    if (buffer_ && (bytes > buffer_->size() || begin > buffer_->size() - bytes))
+        return fail(ErrorCode::kInternal, "arena: %zu bytes at %zu do not fit into the planned %zu",
+                    bytes, begin, buffer_->size());
+    used_.insert(place, Block{begin, begin + bytes});
+    peak_ = std::max(peak_, used_.back().end);
+    *out = f32_matrix(reinterpret_cast<float*>(base() + begin), rows, cols);
+    return Status();
+}
+
+void Arena::release(Tensor* tensor) {
+    const size_t begin = reinterpret_cast<uintptr_t>(tensor->data) - base();
+    const auto block =
+        std::find_if(used_.begin(), used_.end(), [&](const Block& b) { return b.begin == begin; });
+    if (block != used_.end()) used_.erase(block);
+    *tensor = Tensor();
+}
+
+} // namespace bonsai

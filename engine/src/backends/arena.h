@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arena: activations of one stage in one buffer, sized before the stage runs. A planning arena
+// hands out addresses that nobody may touch; running a stage with it on a PlanBackend tells how
+// much the real one needs.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backends/backend.h"
+
+namespace bonsai {
+
+class Arena {
+  public:
+    Arena() = default; // planning: no limit, no memory
+    // One buffer of `bytes` on the backend.
+    static Status create(Backend& backend, size_t bytes, std::unique_ptr<Arena>* out);
+
+    // An f32 matrix, not initialised; first fit.
+    Status allocate(int64_t rows, int64_t cols, Tensor* out);
+    // Returns a matrix from allocate to the arena and empties it.
+    void release(Tensor* tensor);
+
+    size_t peak() const { return peak_; }
+
+  private:
+    struct Block {
+        size_t begin;
+        size_t end;
+    };
+    uintptr_t base() const;
+
+    std::unique_ptr<Buffer> buffer_;
+    std::vector<Block> used_; // in address order
+    size_t peak_ = 0;
+};
+
+// Accepts every op whose arguments are valid and computes nothing.
+class PlanBackend final : public Backend {
+  public:
+    const DeviceInfo& device() const override { return device_; }
+    Status allocate(size_t, std::unique_ptr<Buffer>*) override { return Status(); }
+    Status load_weight(const Tensor& host, std::unique_ptr<Buffer>*, Tensor* out) override {
+        *out = host;
+        return Status();
+    }
+    Status write(const Tensor&, const void*) override { return Status(); }
+    Status read(const Tensor&, void*) override { return Status(); }
+    Status copy(const Tensor&, const Tensor&) override { return Status(); }
+    Status synchronize() override { return Status(); }
+
+  protected:
+    Status do_linear(const LinearArgs&) override { return Status(); }
+    Status do_rms_norm(const RmsNormArgs&) override { return Status(); }
+    Status do_layer_norm(const LayerNormArgs&) override { return Status(); }
+    Status do_head_norm_rope(const HeadNormRopeArgs&) override { return Status(); }
+    Status do_attention(const AttentionArgs&) override { return Status(); }
+    Status do_swiglu(const SwigluArgs&) override { return Status(); }
+    Status do_silu(const SiluArgs&) override { return Status(); }
+    Status do_embed_rows(const EmbedRowsArgs&) override { return Status(); }
+    Status do_group_norm(const GroupNormArgs&) override { return Status(); }
+    Status do_affine(const AffineArgs&) override { return Status(); }
+    Status do_conv2d(const Conv2dArgs&) override { return Status(); }
+
+  private:
+    DeviceInfo device_{"plan", "plan", "", 0, 0, 0};
+};
+
+} // namespace bonsai

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/describe.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "core/sha256.h"
+
+namespace bonsai {
+
+namespace {
+
+constexpr uint64_t kShownElements = 8; // of an array
+
+std::string type_name(uint32_t id) {
+    const char* name = nullptr;
+    uint32_t block, bytes;
+    return gguf_tensor_type(id, &name, &block, &bytes) ? name : "type " + std::to_string(id);
+}
+
+template <typename T> T load(const uint8_t* at) {
+    T value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
+// UTF-8 in quotes, as JSON wants it; bytes that are not UTF-8 become U+FFFD.
+std::string quoted(std::string_view text, size_t limit) {
+    std::string out = "\"";
+    const std::string_view shown = text.substr(0, limit);
+    for (size_t i = 0; i < shown.size();) {
+        const auto byte = static_cast<unsigned char>(shown[i]);
+        const size_t length = byte < 0x80       ? 1
+                              : byte >> 5 == 6  ? 2
+                              : byte >> 4 == 14 ? 3
+                              : byte >> 3 == 30 ? 4
+                                                : 0;
+        bool valid = length > 0 && i + length <= shown.size();
+        for (size_t k = 1; valid && k < length; ++k)
+            valid = (static_cast<unsigned char>(shown[i + k]) & 0xc0) == 0x80;
+        if (!valid) {
+            out += "\xef\xbf\xbd";
+            ++i;
+        } else if (byte == '"' || byte == '\\') {
+            out += '\\';
+            out += shown[i++];
+        } else if (byte < 32 || byte == 127) {
+            out += format("\\u%04x", byte);
+            ++i;
+        } else {
+            out.append(shown.substr(i, length));
+            i += length;
+        }
+    }
+    return out + (shown.size() < text.size() ? "...\"" : "\"");
+}
+
+// One element; *at moves behind it.
+std::string element_text(GgufType type, const uint8_t** at, size_t limit) {
+    const uint8_t* p = *at;
+    switch (type) {
+    case GgufType::kU8:
+        *at += 1;
+        return std::to_string(*p);
+    case GgufType::kI8:
+        *at += 1;
+        return std::to_string(load<int8_t>(p));
+    case GgufType::kBool:
+        *at += 1;
+        return *p ? "true" : "false";
+    case GgufType::kU16:
+        *at += 2;
+        return std::to_string(load<uint16_t>(p));
+    case GgufType::kI16:
+        *at += 2;
+        return std::to_string(load<int16_t>(p));
+    case GgufType::kU32:
+        *at += 4;
+        return std::to_string(load<uint32_t>(p));
+    case GgufType::kI32:
+        *at += 4;
+        return std::to_string(load<int32_t>(p));
+    case GgufType::kU64:
+        *at += 8;
+        return std::to_string(load<uint64_t>(p));
+    case GgufType::kI64:
+        *at += 8;
+        return std::to_string(load<int64_t>(p));
+    case GgufType::kF32:
+        *at += 4;
+        return format("%.9g", static_cast<double>(load<float>(p)));
+    case GgufType::kF64:
+        *at += 8;
+        return format("%.17g", load<double>(p));
+    case GgufType::kString: {
+        const auto length = static_cast<size_t>(load<uint64_t>(p));
+        *at += 8 + length;
+        return quoted(std::string_view(reinterpret_cast<const char*>(p + 8), length), limit);
+    }
+    default:
+        return "null";
+    }
+}
+
+std::string value_text(const GgufValue& value, size_t string_limit, uint64_t element_limit) {
+    const uint8_t* at = value.data;
+    if (!value.is_array) return element_text(value.type, &at, string_limit);
+    std::string out = "[";
+    const uint64_t shown = std::min(value.count, element_limit);
+    for (uint64_t i = 0; i < shown; ++i)
+        out += (i ? ", " : "") + element_text(value.type, &at, string_limit);
+    if (shown < value.count)
+        return out + format(", ...] (%llu %s)", static_cast<unsigned long long>(value.count),
+                            gguf_type_name(value.type));
+    return out + "]";
+}
+
+struct Share {
+    uint64_t tensors = 0, elements = 0, bytes = 0;
+};
+
+// Tensors by part (what stands before the first dot) and type.
+std::map<std::pair<std::string, std::string>, Share> shares_of(const GgufFile& file) {
+    std::map<std::pair<std::string, std::string>, Share> shares;
+    for (const GgufTensor& t : file.tensors()) {
+        Share& share =
+            shares[{std::string(t.name.substr(0, t.name.find('.'))), type_name(t.type_id)}];
+        share.tensors += 1;
+        share.elements += t.elements();
+        share.bytes += t.bytes;
+    }
+    return shares;
+}
+
+bool is_bonsai(const GgufFile& file) {
+    std::string_view architecture;
+    return file.get("general.architecture", &architecture).ok() && architecture == "bonsai";
+}
+
+std::string shape_of(const GgufTensor& t, const char* separator) {
+    std::string out;
+    for (int d = t.dims - 1; d >= 0; --d)
+        out += std::to_string(t.ne[d]) + (d ? separator : "");
+    return out;
+}
+
+} // namespace
+
+std::string describe_text(const GgufFile& file) {
+    std::string out = format(
+        "%s\n  GGUF version 3, %.1f MB, %zu tensors, %zu keys\n", file.file().path().c_str(),
+        static_cast<double>(file.file().size()) / 1e6, file.tensors().size(), file.keys().size());
+    out += is_bonsai(file) ? "  a bonsai model: ready to draw\n"
+                           : "  not a bonsai model: this engine runs what convert.py makes from a "
+                             "checkpoint directory "
+                             "(convert.py CHECKPOINT -o model.gguf)\n";
+    out += "\nparts\n";
+    for (const auto& [key, share] : shares_of(file))
+        out += format(
+            "  %-8s %-8s %5llu tensors %14llu weights %9.1f MB  %.3f bits a weight\n",
+            key.first.c_str(), key.second.c_str(), static_cast<unsigned long long>(share.tensors),
+            static_cast<unsigned long long>(share.elements), static_cast<double>(share.bytes) / 1e6,
+            8.0 * static_cast<double>(share.bytes) / static_cast<double>(share.elements));
+    out += "\nkeys\n";
+    for (const auto& [key, value] : file.keys())
+        out += format("  %.*s = %s\n", static_cast<int>(key.size()), key.data(),
+                      value_text(value, 72, kShownElements).c_str());
+    return out;
+}
+
+std::string describe_json(const GgufFile& file) {
+    std::string out = "{\"path\": " + quoted(file.file().path(), SIZE_MAX);
+    out += format(", \"bytes\": %llu, \"bonsai\": %s, \"keys\": {",
+                  static_cast<unsigned long long>(file.file().size()),
+                  is_bonsai(file) ? "true" : "false");
+    const char* comma = "";
+    for (const auto& [key, value] : file.keys()) {
+        // Long arrays (a vocabulary) are given by their length.
+        const std::string text =
+            value.is_array && value.count > 64
+                ? format("{\"length\": %llu}", static_cast<unsigned long long>(value.count))
+                : value_text(value, SIZE_MAX, UINT64_MAX);
+        out += comma + quoted(key, SIZE_MAX) + ": " + text;
+        comma = ", ";
+    }
+    out += "}, \"tensors\": [";
+    comma = "";
+    for (const GgufTensor& t : file.tensors()) {
+        out += comma + format("{\"name\": %s, \"type\": \"%s\", \"shape\": [%s], \"bytes\": %llu}",
+                              quoted(t.name, SIZE_MAX).c_str(), type_name(t.type_id).c_str(),
+                              shape_of(t, ", ").c_str(), static_cast<unsigned long long>(t.bytes));
+        comma = ", ";
+    }
+    return out + "]}";
+}
+
+Status verify_hashes(const GgufFile& file,
+                     const std::function<Status(double, std::string_view)>& progress) {
+    std::vector<std::string_view> hashes;
+    BONSAI_TRY(file.get("bonsai.tensor_sha256", &hashes));
+    if (hashes.size() != file.tensors().size())
+        return fail(ErrorCode::kFormat, "%s: %zu hashes for %zu tensors",
+                    file.file().path().c_str(), hashes.size(), file.tensors().size());
+    uint64_t total = 0, done = 0;
+    for (const GgufTensor& t : file.tensors())
+        total += t.bytes;
+    for (size_t i = 0; i < hashes.size(); ++i) {
+        const GgufTensor& t = file.tensors()[i];
+        Sha256 sha;
+        for (uint64_t at = 0; at < t.bytes;
+             at += 1 << 22) { // pieces of 4 MB between progress reports
+            const uint64_t piece = std::min<uint64_t>(1 << 22, t.bytes - at);
+            sha.update(file.data(t) + at, static_cast<size_t>(piece));
+            done += piece;
+            BONSAI_TRY(progress(static_cast<double>(done) /
+                                    static_cast<double>(std::max<uint64_t>(total, 1)),
+                                t.name));
+        }
+        evict_pages(file.data(t), static_cast<size_t>(t.bytes));
+        const std::string found = sha.hex();
+        if (found != hashes[i])
+            return fail(ErrorCode::kFormat,
+                        "%s: tensor %.*s is damaged: its SHA-256 is %s, the file was made with "
+                        "%.*s; download or convert it again",
+                        file.file().path().c_str(), static_cast<int>(t.name.size()), t.name.data(),
+                        found.c_str(), static_cast<int>(std::min<size_t>(64, hashes[i].size())),
+                        hashes[i].data());
+    }
+    return Status();
+}
+
+} // namespace bonsai
