@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Monitor: one generate call as seen from outside. It passes progress on, stops the work when told
+// to, and notes how long each stage takes and how much memory it holds.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "core/system.h"
+#include "model/pipeline.h"
+
+namespace bonsai {
+
+struct Pipeline::Monitor {
+    using Clock = std::chrono::steady_clock;
+
+    Monitor(const std::atomic<bool>& cancel_flag, const Request& what)
+        : cancelled(cancel_flag), request(what) {}
+
+    const std::atomic<bool>& cancelled;
+    const Request& request;
+    bonsai_stage stage = BONSAI_STAGE_TEXT_ENCODER;
+    int64_t image = 0, step = 0;
+    Clock::time_point start = Clock::now(), stage_start = start;
+    double seconds[3] = {0, 0, 0};
+    uint64_t peak[3] = {0, 0, 0};
+    uint64_t arena = 0; // the largest
+
+    void enter(bonsai_stage next) {
+        stage = next;
+        stage_start = Clock::now();
+        peak[stage] = 0;
+    }
+    void leave() {
+        seconds[stage] = since(stage_start);
+        note_memory();
+    }
+    Status tick(double fraction) {
+        note_memory();
+        if (request.on_progress) {
+            bonsai_progress progress{};
+            progress.struct_size = sizeof progress;
+            progress.stage = stage;
+            progress.image = static_cast<int32_t>(image);
+            progress.images = static_cast<int32_t>(request.images);
+            progress.step = stage == BONSAI_STAGE_DENOISE ? static_cast<int32_t>(step) : 0;
+            progress.steps = static_cast<int32_t>(request.steps);
+            progress.fraction = std::min(1.0, fraction);
+            progress.stage_seconds = since(stage_start);
+            progress.total_seconds = since(start);
+            if (!request.on_progress(progress))
+                return fail(ErrorCode::kCancelled, "stopped by the progress callback");
+        }
+        return cancelled ? fail(ErrorCode::kCancelled, "cancelled") : Status();
+    }
+    double total_seconds() const { return since(start); }
+
+  private:
+    static double since(Clock::time_point begin) {
+        return std::chrono::duration<double>(Clock::now() - begin).count();
+    }
+    void note_memory() { peak[stage] = std::max(peak[stage], resident_bytes()); }
+};
+
+} // namespace bonsai

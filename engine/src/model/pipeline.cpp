@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/pipeline.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/sha256.h"
+#include "model/denoising.h"
+#include "model/monitor.h"
+
+namespace bonsai {
+
+namespace {
+
+constexpr int64_t kMaxSide = 16384;
+constexpr int64_t kMaxSteps = 1000;
+constexpr int64_t kMaxImages = 4096;
+
+Status check_finite(const std::vector<float>& values, const char* stage) {
+    for (const float value : values) {
+        if (!std::isfinite(value))
+            return fail(ErrorCode::kInternal,
+                        "%s gave a value that is not a number; check the file with `bonsai-cli "
+                        "verify` and try --precision exact",
+                        stage);
+    }
+    return Status();
+}
+
+// Identifies the weights: over names, types, shapes and the tensor hashes that the converter
+// stored.
+std::string model_hash(const GgufFile& file) {
+    std::vector<std::string_view> hashes;
+    if (!file.get("bonsai.tensor_sha256", &hashes).ok()) hashes.clear();
+    Sha256 sha;
+    for (size_t i = 0; i < file.tensors().size(); ++i) {
+        const GgufTensor& t = file.tensors()[i];
+        const std::string line = format(
+            "%.*s %u %llu %llu %llu %llu ", static_cast<int>(t.name.size()), t.name.data(),
+            t.type_id, static_cast<unsigned long long>(t.ne[0]),
+            static_cast<unsigned long long>(t.ne[1]), static_cast<unsigned long long>(t.ne[2]),
+            static_cast<unsigned long long>(t.ne[3]));
+        sha.update(line.data(), line.size());
+        if (i < hashes.size()) sha.update(hashes[i].data(), hashes[i].size());
+    }
+    return sha.hex();
+}
+
+Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out) {
+    TokenizerData data;
+    std::vector<int64_t> types;
+    int64_t pad = 0;
+    BONSAI_TRY(file.get("tokenizer.ggml.tokens", &data.tokens));
+    BONSAI_TRY(file.get("tokenizer.ggml.token_type", &types));
+    BONSAI_TRY(file.get("tokenizer.ggml.merges", &data.merges));
+    BONSAI_TRY(file.get("tokenizer.ggml.padding_token_id", &pad));
+    if (pad < 0 || static_cast<size_t>(pad) >= data.tokens.size())
+        return fail(ErrorCode::kFormat,
+                    "%s: tokenizer.ggml.padding_token_id is %lld, but there are %zu tokens",
+                    file.file().path().c_str(), static_cast<long long>(pad), data.tokens.size());
+    data.types.assign(types.begin(), types.end());
+    data.pad_id = static_cast<int32_t>(pad);
+    return Tokenizer::create(data, out);
+}
+
+} // namespace
+
+Status Pipeline::open(const std::string& path, const PipelineOptions& options,
+                      std::unique_ptr<Pipeline>* out) {
+    std::unique_ptr<Pipeline> pipeline(new Pipeline);
+    pipeline->options_ = options;
+    BONSAI_TRY(GgufFile::open(path, &pipeline->file_));
+    const GgufFile& file = *pipeline->file_;
+    BONSAI_TRY(read_config(file, &pipeline->config_));
+    pipeline->hash_ = model_hash(file);
+    BONSAI_TRY(load_tokenizer(file, &pipeline->tokenizer_));
+    if (pipeline->tokenizer_->vocab_size() > pipeline->config_.text.vocab_size)
+        return fail(ErrorCode::kFormat, "%s: %d tokens, but an embedding of %lld rows",
+                    path.c_str(), pipeline->tokenizer_->vocab_size(),
+                    static_cast<long long>(pipeline->config_.text.vocab_size));
+    BONSAI_TRY(create_backend(options.device, options.backend, &pipeline->backend_));
+    WeightLoader loader(file, *pipeline->backend_);
+    BONSAI_TRY(pipeline->load(loader));
+    *out = std::move(pipeline);
+    return Status();
+}
+
+Status Pipeline::load(WeightLoader& loader) {
+    BONSAI_TRY(text_encoder_.load(config_.text, loader));
+    BONSAI_TRY(transformer_.load(config_.transformer, loader));
+    BONSAI_TRY(vae_.load(config_.vae, loader));
+    for (const char* prefix :
+         {"vae.decoder.", "vae.post_quant_conv.", "vae.bn."}) // an encoder may stand beside them
+        BONSAI_TRY(loader.check_all_used(prefix));
+    for (const GgufTensor& tensor : file_->tensors()) {
+        const std::string_view part = tensor.name.substr(0, tensor.name.find('.'));
+        if (part != "te" && part != "dit" && part != "vae")
+            return fail(ErrorCode::kFormat,
+                        "%s: tensor %.*s belongs to no part of the model (te., dit., vae.)",
+                        file_->file().path().c_str(), static_cast<int>(tensor.name.size()),
+                        tensor.name.data());
+    }
+    return Status();
+}
+
+// Fills in defaults and checks what the caller asked for.
+Status Pipeline::resolve(Request* r) const {
+    const auto fall_back = [](int64_t* value, int64_t fallback) {
+        *value = *value > 0 ? *value : fallback;
+    };
+    for (const int64_t side : {r->width, r->height}) {
+        if (side < 0 || side > kMaxSide || side % kSizeMultiple != 0)
+            return fail(ErrorCode::kArgument,
+                        "size %lldx%lld: width and height must be multiples of %lld from %lld to "
+                        "%lld (0: the model's %lldx%lld)",
+                        static_cast<long long>(r->width), static_cast<long long>(r->height),
+                        static_cast<long long>(kSizeMultiple),
+                        static_cast<long long>(kSizeMultiple), static_cast<long long>(kMaxSide),
+                        static_cast<long long>(config_.default_width),
+                        static_cast<long long>(config_.default_height));
+    }
+    fall_back(&r->width, config_.default_width / kSizeMultiple * kSizeMultiple);
+    fall_back(&r->height, config_.default_height / kSizeMultiple * kSizeMultiple);
+    if (r->steps < 0 || r->steps > kMaxSteps)
+        return fail(ErrorCode::kArgument, "steps %lld: expected 1 to %lld (0: the model's %lld)",
+                    static_cast<long long>(r->steps), static_cast<long long>(kMaxSteps),
+                    static_cast<long long>(config_.default_steps));
+    fall_back(&r->steps, config_.default_steps);
+    if (r->images < 1 || r->images > kMaxImages)
+        return fail(ErrorCode::kArgument, "images %lld: expected 1 to %lld",
+                    static_cast<long long>(r->images), static_cast<long long>(kMaxImages));
+    if (!std::isfinite(r->guidance) || !std::isfinite(r->shift) || r->shift < 0)
+        return fail(ErrorCode::kArgument,
+                    "guidance %g, shift %g: expected finite numbers, shift not negative",
+                    static_cast<double>(r->guidance), static_cast<double>(r->shift));
+    for (const bonsai_dtype dtype : {r->noise_dtype, r->timestep_dtype}) {
+        if (dtype < BONSAI_DTYPE_F32 || dtype > BONSAI_DTYPE_BF16)
+            return fail(ErrorCode::kArgument,
+                        "noise_dtype or timestep_dtype %d: expected a bonsai_dtype",
+                        static_cast<int>(dtype));
+    }
+    if (config_.distilled) {
+        if (r->guidance > 1 && options_.log)
+            options_.log(format("guidance %g is ignored: this model is distilled",
+                                static_cast<double>(r->guidance)));
+        r->guidance = 1;
+    } else if (r->guidance < 0) {
+        r->guidance = config_.default_guidance;
+    }
+    return Status();
+}
+
+Status Pipeline::tokenize(const std::string& prompt, std::vector<int32_t>* ids) const {
+    // The template and the prompt are tokenised as one text: pieces on both sides of a seam may
+    // merge.
+    BONSAI_TRY(tokenizer_->encode(config_.prompt_prefix + prompt + config_.prompt_suffix, ids));
+    if (ids->size() > static_cast<size_t>(config_.text.max_tokens))
+        ids->resize(static_cast<size_t>(config_.text.max_tokens));
+    return Status();
+}
+
+Status Pipeline::encode(const std::string& text, Monitor& monitor, double first, double share,
+                        Prompt* out) {
+    std::vector<int32_t> ids;
+    BONSAI_TRY(tokenizer_->encode_padded(config_.prompt_prefix + text + config_.prompt_suffix,
+                                         static_cast<int32_t>(config_.text.max_tokens), &ids,
+                                         &out->tokens, &out->truncated));
+    if (out->truncated && options_.log)
+        options_.log(format("the prompt is longer than %lld tokens and was cut on the right",
+                            static_cast<long long>(config_.text.max_tokens)));
+    size_t bytes = 0;
+    BONSAI_TRY(plan_text(&bytes));
+    std::unique_ptr<Arena> arena;
+    BONSAI_TRY(Arena::create(*backend_, bytes, &arena));
+    monitor.arena = std::max<uint64_t>(monitor.arena, bytes);
+    const auto& probe = monitor.request.probe;
+    const Run run{
+        *backend_, *arena, [&](double fraction) { return monitor.tick(first + share * fraction); },
+        probe && first == 0 ? [&](const std::string& name,
+                                  const Tensor& value) { return probe(name, value, *backend_); }
+                            : std::function<Status(const std::string&, const Tensor&)>()};
+    BONSAI_TRY(run.progress(0));
+    Tensor rows;
+    BONSAI_TRY(arena->allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
+    BONSAI_TRY(text_encoder_.encode(run, ids.data(), out->tokens, rows));
+    BONSAI_TRY(run.show("prompt_embeds", rows));
+    out->rows.resize(static_cast<size_t>(rows.rows * rows.cols));
+    BONSAI_TRY(backend_->read(rows, out->rows.data()));
+    return check_finite(out->rows, "the text encoder");
+}
+
+Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* out) {
+    const Request request;
+    Monitor monitor(cancelled_, request);
+    Prompt encoded;
+    BONSAI_TRY(encode(prompt, monitor, 0, 1, &encoded));
+    evict(text_encoder_.weights());
+    *out = std::move(encoded.rows);
+    return Status();
+}
+
+Status Pipeline::generate(const Request& asked, std::vector<Picture>* out) {
+    Request request = asked;
+    BONSAI_TRY(resolve(&request));
+    BONSAI_TRY(check_memory(request));
+    Monitor monitor(cancelled_, request);
+
+    // With guidance the empty prompt stands beside the prompt.
+    const bool guided = request.guidance > 1;
+    std::vector<Prompt> prompts(guided ? 2 : 1);
+    monitor.enter(BONSAI_STAGE_TEXT_ENCODER);
+    for (size_t i = 0; i < prompts.size(); ++i) {
+        const double share = 1.0 / static_cast<double>(prompts.size());
+        BONSAI_TRY(encode(i == 0 ? request.prompt : "", monitor, static_cast<double>(i) * share,
+                          share, &prompts[i]));
+    }
+    monitor.leave();
+    evict(text_encoder_.weights());
+
+    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
+    const std::vector<float> sigmas =
+        sigma_schedule(config_.schedule, height * width, request.steps, request.shift);
+    std::vector<Picture> pictures(static_cast<size_t>(request.images));
+    for (size_t i = 0; i < pictures.size(); ++i) {
+        Picture& picture = pictures[i];
+        monitor.image = static_cast<int64_t>(i);
+        picture.seed = request.seed + i;
+        picture.width = request.width;
+        picture.height = request.height;
+        std::vector<float> latents;
+        monitor.enter(BONSAI_STAGE_DENOISE);
+        BONSAI_TRY(denoise(request, prompts, picture.seed, monitor, &latents));
+        monitor.leave();
+        if (i + 1 == pictures.size()) evict(transformer_.weights());
+        bool tiled = false;
+        monitor.enter(BONSAI_STAGE_VAE);
+        BONSAI_TRY(decode(latents, height, width, monitor, &tiled, &picture.rgb));
+        monitor.leave();
+        picture.metadata = metadata(request, picture.seed, sigmas);
+        bonsai_stats& stats = picture.stats;
+        stats.text_encoder_seconds = i == 0 ? monitor.seconds[BONSAI_STAGE_TEXT_ENCODER] : 0;
+        stats.denoise_seconds = monitor.seconds[BONSAI_STAGE_DENOISE];
+        stats.vae_seconds = monitor.seconds[BONSAI_STAGE_VAE];
+        stats.total_seconds =
+            stats.text_encoder_seconds + stats.denoise_seconds + stats.vae_seconds;
+        stats.text_encoder_peak = monitor.peak[BONSAI_STAGE_TEXT_ENCODER];
+        stats.denoise_peak = monitor.peak[BONSAI_STAGE_DENOISE];
+        stats.vae_peak = monitor.peak[BONSAI_STAGE_VAE];
+        stats.arena_bytes = monitor.arena;
+        stats.prompt_tokens = prompts[0].tokens;
+        stats.prompt_truncated = prompts[0].truncated;
+        stats.vae_tiled = tiled;
+    }
+    evict(vae_.weights());
+    *out = std::move(pictures);
+    return Status();
+}
+
+// Everything before the first step; also run with a planning arena.
+Status Pipeline::start_denoising(const Run& run, const Request& request,
+                                 const std::vector<const float*>& prompts, Denoising* d) const {
+    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
+    const int64_t channels = config_.transformer.channels, text = config_.text.max_tokens;
+    BONSAI_TRY(run.arena.allocate(height * width, channels, &d->latents));
+    BONSAI_TRY(run.arena.allocate(height * width, channels, &d->velocity));
+    d->contexts.resize(prompts.size());
+    for (Tensor& context : d->contexts)
+        BONSAI_TRY(run.arena.allocate(text, config_.transformer.width(), &context));
+    for (size_t i = 0; i < prompts.size(); ++i) {
+        Tensor rows;
+        BONSAI_TRY(run.arena.allocate(text, config_.text.prompt_width(), &rows));
+        BONSAI_TRY(run.backend.write(rows, prompts[i]));
+        BONSAI_TRY(transformer_.embed_context(run, rows, d->contexts[i]));
+        run.arena.release(&rows);
+    }
+    const std::vector<float> sigmas =
+        sigma_schedule(config_.schedule, height * width, request.steps, request.shift);
+    std::vector<float> timesteps;
+    for (int64_t k = 0; k < request.steps; ++k)
+        timesteps.push_back(network_timestep(sigmas[static_cast<size_t>(k)],
+                                             config_.schedule.train_steps, request.timestep_dtype));
+    BONSAI_TRY(transformer_.prepare(run, timesteps, text, height, width, &d->tables));
+    d->state.resize(static_cast<size_t>(height * width * channels));
+    d->change.resize(d->state.size());
+    return Status();
+}
+
+// Velocity of the present state, guidance applied, into d->change.
+Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
+                          Denoising* d) const {
+    BONSAI_TRY(run.backend.write(d->latents, d->state.data()));
+    BONSAI_TRY(
+        transformer_.evaluate(run, d->tables, step, d->latents, d->contexts[0], d->velocity));
+    BONSAI_TRY(run.backend.read(d->velocity, d->change.data()));
+    if (d->contexts.size() > 1) {
+        Run quiet{run.backend, run.arena, run.tick, nullptr}; // probes see the conditional pass
+        BONSAI_TRY(
+            transformer_.evaluate(quiet, d->tables, step, d->latents, d->contexts[1], d->velocity));
+        std::vector<float> unconditional(d->change.size());
+        BONSAI_TRY(run.backend.read(d->velocity, unconditional.data()));
+        for (size_t i = 0; i < d->change.size(); ++i)
+            d->change[i] = unconditional[i] + request.guidance * (d->change[i] - unconditional[i]);
+    }
+    return check_finite(d->change, "the transformer");
+}
+
+Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
+                         Monitor& monitor, std::vector<float>* latents) {
+    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
+    size_t bytes = 0;
+    BONSAI_TRY(plan_denoise(request, &bytes));
+    std::unique_ptr<Arena> arena;
+    BONSAI_TRY(Arena::create(*backend_, bytes, &arena));
+    monitor.arena = std::max<uint64_t>(monitor.arena, bytes);
+    monitor.step = 0;
+    const double passes = static_cast<double>(prompts.size());
+    double pass = 0, last = 0; // a fraction that falls marks the next pass of a guided step
+    Run run{*backend_, *arena,
+            [&](double fraction) {
+                pass += fraction < last ? 1 : 0;
+                last = fraction;
+                return monitor.tick(
+                    (static_cast<double>(monitor.step) + (pass + fraction) / passes) /
+                    static_cast<double>(request.steps));
+            },
+            nullptr};
+    const auto show = [&](const std::string& name, const Tensor& value) {
+        return request.probe(name, value, *backend_);
+    };
+    if (request.probe && monitor.image == 0) run.probe = show;
+
+    std::vector<const float*> rows;
+    for (const Prompt& prompt : prompts)
+        rows.push_back(prompt.rows.data());
+    Denoising d;
+    BONSAI_TRY(monitor.tick(0));
+    BONSAI_TRY(start_denoising(run, request, rows, &d));
+    noise_tokens(seed, config_.transformer.channels, height, width, request.noise_dtype,
+                 d.state.data());
+    BONSAI_TRY(run.show("noise",
+                        f32_matrix(d.state.data(), height * width, config_.transformer.channels)));
+
+    const std::vector<float> sigmas =
+        sigma_schedule(config_.schedule, height * width, request.steps, request.shift);
+    for (int64_t k = 0; k < request.steps; ++k) {
+        pass = last = 0;
+        BONSAI_TRY(evaluate(run, request, k, &d));
+        run.probe = nullptr; // blocks are shown for the first step only
+        const float dt = sigmas[static_cast<size_t>(k + 1)] - sigmas[static_cast<size_t>(k)];
+        for (size_t i = 0; i < d.state.size(); ++i)
+            d.state[i] += dt * d.change[i];
+        monitor.step = k + 1;
+        if (request.probe && monitor.image == 0) {
+            const int64_t tokens = height * width, channels = config_.transformer.channels;
+            BONSAI_TRY(show("velocity_" + std::to_string(k),
+                            f32_matrix(d.change.data(), tokens, channels)));
+            BONSAI_TRY(
+                show("latents_" + std::to_string(k), f32_matrix(d.state.data(), tokens, channels)));
+        }
+        BONSAI_TRY(report_step(request, k, sigmas, d, monitor));
+    }
+    *latents = std::move(d.state);
+    return Status();
+}
+
+Status Pipeline::report_step(const Request& request, int64_t step, const std::vector<float>& sigmas,
+                             const Denoising& d, Monitor& monitor) {
+    if (!request.on_step) return Status();
+    bonsai_step info{};
+    info.struct_size = sizeof info;
+    info.image = static_cast<int32_t>(monitor.image);
+    info.step = static_cast<int32_t>(step + 1);
+    info.steps = static_cast<int32_t>(request.steps);
+    info.latent_height = static_cast<int32_t>(request.height / kSizeMultiple);
+    info.latent_width = static_cast<int32_t>(request.width / kSizeMultiple);
+    info.latent_channels = static_cast<int32_t>(config_.transformer.channels);
+    info.width = static_cast<int32_t>(request.width);
+    info.height = static_cast<int32_t>(request.height);
+    info.sigma = sigmas[static_cast<size_t>(step + 1)];
+    info.latents = d.state.data();
+    std::vector<uint8_t> rgb;
+    if (request.preview_every > 0 && (step + 1) % request.preview_every == 0) {
+        std::vector<float> predicted = d.state; // where a straight line to noise level 0 would end
+        for (size_t i = 0; i < predicted.size(); ++i)
+            predicted[i] -= info.sigma * d.change[i];
+        bool tiled = false;
+        BONSAI_TRY(decode(predicted, info.latent_height, info.latent_width, monitor, &tiled, &rgb));
+        info.rgb = rgb.data();
+    }
+    return request.on_step(info) ? Status()
+                                 : fail(ErrorCode::kCancelled, "stopped by the step callback");
+}
+
+} // namespace bonsai

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pipeline: prompt in, picture out. The stages, in order: tokenizer -> text encoder -> transformer,
+// once a step -> VAE decoder. Each stage has an arena of its own, sized before it starts, and gives
+// its memory back when it ends.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "bonsai.h"
+#include "model/config.h"
+#include "model/sampler.h"
+#include "model/text_encoder.h"
+#include "model/tokenizer.h"
+#include "model/transformer.h"
+#include "model/vae.h"
+
+namespace bonsai {
+
+struct PipelineOptions {
+    std::string device = "auto";
+    BackendOptions backend;
+    uint64_t max_memory = 0; // 0: what the device has free
+    std::function<void(const std::string& line)> log;
+};
+
+// What to draw; zero and negative values mean the model's defaults, as in bonsai_generate_params.
+struct Request {
+    std::string prompt;
+    int64_t width = 0, height = 0, steps = 0, images = 1;
+    float guidance = -1, shift = 0;
+    bonsai_dtype noise_dtype = BONSAI_DTYPE_F32, timestep_dtype = BONSAI_DTYPE_F32;
+    int64_t preview_every = 0;
+    uint64_t seed = 0;
+    std::function<bool(const bonsai_progress&)> on_progress; // true: go on
+    std::function<bool(const bonsai_step&)> on_step;
+    std::function<Status(const std::string& name, const Tensor& value, Backend& backend)>
+        probe; // for tests
+};
+
+struct Picture {
+    int64_t width = 0, height = 0;
+    std::vector<uint8_t> rgb; // [height, width, 3]
+    uint64_t seed = 0;
+    std::string metadata;
+    bonsai_stats stats{};
+};
+
+class Pipeline {
+  public:
+    // Width and height are multiples of this: 8 by the VAE, 2 by the patches.
+    static constexpr int64_t kSizeMultiple = 2 * VaeDecoder::kScale;
+
+    static Status open(const std::string& path, const PipelineOptions& options,
+                       std::unique_ptr<Pipeline>* out);
+
+    Status generate(const Request& request, std::vector<Picture>* out);
+    // Real token ids, template included.
+    Status tokenize(const std::string& prompt, std::vector<int32_t>* ids) const;
+    // [max_tokens, prompt_width]
+    Status encode_prompt(const std::string& prompt, std::vector<float>* out);
+    Status plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan);
+
+    void cancel() { cancelled_ = true; }
+    // Before work starts: forgets an earlier cancel().
+    void clear_cancel() { cancelled_ = false; }
+
+    const Config& config() const { return config_; }
+    const GgufFile& file() const { return *file_; }
+    const std::string& hash() const { return hash_; }
+    const DeviceInfo& device() const { return backend_->device(); }
+    const TextEncoder& text_encoder() const { return text_encoder_; }
+    const Transformer& transformer() const { return transformer_; }
+    const VaeDecoder& vae() const { return vae_; }
+
+  private:
+    struct Prompt {
+        std::vector<float> rows; // [max_tokens, prompt_width]
+        int32_t tokens = 0;      // real ones
+        bool truncated = false;
+    };
+    // Where a stage stands, for progress and memory statistics.
+    struct Monitor;
+    // State of one picture between steps.
+    struct Denoising;
+
+    Status load(WeightLoader& loader);
+    Status resolve(Request* request) const;
+    Status encode(const std::string& text, Monitor& monitor, double first, double share,
+                  Prompt* out);
+    Status denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
+                   Monitor& monitor, std::vector<float>* latents);
+    Status start_denoising(const Run& run, const Request& request,
+                           const std::vector<const float*>& prompts, Denoising* d) const;
+    Status evaluate(const Run& run, const Request& request, int64_t step, Denoising* d) const;
+    Status report_step(const Request& request, int64_t step, const std::vector<float>& sigmas,
+                       const Denoising& d, Monitor& monitor);
+    Status decode(const std::vector<float>& latents, int64_t height, int64_t width,
+                  Monitor& monitor, bool* tiled, std::vector<uint8_t>* rgb);
+    Status decode_tiles(const std::vector<float>& latents, int64_t height, int64_t width,
+                        int64_t tile, Monitor& monitor, std::vector<float>* pixels);
+    Status decode_piece(const float* latents, int64_t height, int64_t width, const Run& run,
+                        std::vector<float>* pixels) const;
+    Status plan_text(size_t* bytes) const;
+    Status plan_denoise(const Request& request, size_t* bytes) const;
+    Status plan_decode(int64_t height, int64_t width, size_t* bytes) const;
+    int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
+    Status check_memory(const Request& request);
+    uint64_t memory_limit() const;
+    void evict(const WeightSet& weights) const;
+    std::string metadata(const Request& request, uint64_t seed,
+                         const std::vector<float>& sigmas) const;
+
+    PipelineOptions options_;
+    std::unique_ptr<GgufFile> file_;
+    Config config_;
+    std::string hash_;
+    std::unique_ptr<Backend> backend_;
+    std::unique_ptr<Tokenizer> tokenizer_;
+    TextEncoder text_encoder_;
+    Transformer transformer_;
+    VaeDecoder vae_;
+    std::atomic<bool> cancelled_{false};
+};
+
+} // namespace bonsai

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// How much memory each stage takes: found by running it on a backend that computes nothing with an
+// arena that holds nothing.
+#include <algorithm>
+
+#include "model/denoising.h"
+
+namespace bonsai {
+
+Status Pipeline::plan_text(size_t* bytes) const {
+    PlanBackend backend;
+    Arena arena;
+    const Run run{backend, arena, nullptr, nullptr};
+    const std::vector<int32_t> ids(static_cast<size_t>(config_.text.max_tokens), 0);
+    Tensor rows;
+    BONSAI_TRY(arena.allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
+    BONSAI_TRY(text_encoder_.encode(run, ids.data(), config_.text.max_tokens, rows));
+    *bytes = arena.peak();
+    return Status();
+}
+
+Status Pipeline::plan_denoise(const Request& request, size_t* bytes) const {
+    PlanBackend backend;
+    Arena arena;
+    const Run run{backend, arena, nullptr, nullptr};
+    const std::vector<float> prompt; // never read: writes to a plan go nowhere
+    const std::vector<const float*> prompts(request.guidance > 1 ? 2 : 1, prompt.data());
+    Denoising d;
+    BONSAI_TRY(start_denoising(run, request, prompts, &d));
+    BONSAI_TRY(evaluate(run, request, 0, &d));
+    *bytes = arena.peak();
+    return Status();
+}
+
+Status Pipeline::plan_decode(int64_t height, int64_t width, size_t* bytes) const {
+    PlanBackend backend;
+    Arena arena;
+    const Run run{backend, arena, nullptr, nullptr};
+    Tensor latents, pixels;
+    BONSAI_TRY(arena.allocate(4 * height * width, config_.vae.latent_channels, &latents));
+    BONSAI_TRY(arena.allocate(height * width * kSizeMultiple * kSizeMultiple, 3, &pixels));
+    BONSAI_TRY(vae_.decode(run, latents, 2 * height, 2 * width, pixels));
+    *bytes = arena.peak();
+    return Status();
+}
+
+uint64_t Pipeline::memory_limit() const {
+    return options_.max_memory > 0 ? options_.max_memory : backend_->memory_free();
+}
+
+void Pipeline::evict(const WeightSet& weights) const {
+    for (const Tensor& weight : weights.matrices)
+        backend_->evict_weight(weight);
+}
+
+Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan) {
+    Request request;
+    request.width = width;
+    request.height = height;
+    BONSAI_TRY(resolve(&request));
+    const int64_t rows = request.height / kSizeMultiple, cols = request.width / kSizeMultiple;
+    size_t text = 0, denoise = 0, decode = 0;
+    BONSAI_TRY(plan_text(&text));
+    BONSAI_TRY(plan_denoise(request, &denoise));
+    plan->limit = memory_limit();
+    const int64_t tile = choose_tile(rows, cols, plan->limit);
+    BONSAI_TRY(plan_decode(tile ? std::min(tile, rows) : rows, tile ? std::min(tile, cols) : cols,
+                           &decode));
+    plan->vae_tiled = tile > 0;
+    plan->text_encoder_weights = text_encoder_.weights().bytes;
+    plan->text_encoder_activations = text;
+    plan->transformer_weights = transformer_.weights().bytes;
+    plan->transformer_activations = denoise;
+    plan->vae_weights = vae_.weights().bytes;
+    plan->vae_activations = decode;
+    plan->peak = std::max({plan->text_encoder_weights + text, plan->transformer_weights + denoise,
+                           plan->vae_weights + decode});
+    plan->fits = plan->peak <= plan->limit;
+    return Status();
+}
+
+// Refuses what cannot work before any work is done. Weights are pages of the file that the system
+// may drop and read again, so only activations must fit unless the caller set a limit.
+Status Pipeline::check_memory(const Request& request) {
+    bonsai_memory_plan plan{};
+    BONSAI_TRY(plan_memory(request.width, request.height, &plan));
+    const uint64_t activations = std::max(
+        {plan.text_encoder_activations, plan.transformer_activations, plan.vae_activations});
+    const uint64_t needed = options_.max_memory > 0 ? plan.peak : activations;
+    if (plan.limit == 0 || needed <= plan.limit) return Status();
+    return fail(ErrorCode::kMemory,
+                "%lldx%lld needs %llu MB, but %s is %llu MB; draw a smaller picture or %s",
+                static_cast<long long>(request.width), static_cast<long long>(request.height),
+                static_cast<unsigned long long>(needed / 1000000),
+                options_.max_memory > 0 ? "the limit" : "what is free",
+                static_cast<unsigned long long>(plan.limit / 1000000),
+                options_.max_memory > 0 ? "raise the limit" : "close other programs");
+}
+
+} // namespace bonsai

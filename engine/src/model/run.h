@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a stage of the pipeline is given besides its inputs: where to run, where to put activations,
+// and whom to tell.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "backends/arena.h"
+
+namespace bonsai {
+
+struct Run {
+    Backend& backend;
+    Arena& arena;
+    // Called after each block with the fraction of the stage done; an error (cancelled) ends the
+    // stage.
+    std::function<Status(double fraction)> tick;
+    // Sees named intermediates, for tests; may be empty.
+    std::function<Status(const std::string& name, const Tensor& value)> probe;
+
+    Status progress(double fraction) const { return tick ? tick(fraction) : Status(); }
+    Status show(const std::string& name, const Tensor& value) const {
+        return probe ? probe(name, value) : Status();
+    }
+};
+
+// A linear layer with one output.
+inline LinearArgs linear_args(const Tensor& x, const Tensor& weight, const Tensor& out) {
+    LinearArgs args;
+    args.x = x;
+    args.projections[0].weight = weight;
+    args.projections[0].out = out;
+    args.count = 1;
+    return args;
+}
+
+// out += gate * (x W^T)
+inline LinearArgs linear_add_args(const Tensor& x, const Tensor& weight, const Tensor& out,
+                                  const Tensor& gate = Tensor()) {
+    LinearArgs args = linear_args(x, weight, out);
+    args.projections[0].accumulate = true;
+    args.projections[0].gate = gate;
+    return args;
+}
+
+} // namespace bonsai

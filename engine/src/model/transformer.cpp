@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace bonsai {
+
+namespace {
+
+// Tokens an MLP takes at a time: enough to use each unpacked weight many times, few enough to keep
+// [rows, 2 F] small.
+constexpr int64_t kMlpRows = 1024;
+
+// Chunk `index` of a row of modulations.
+Tensor modulation(const Tensor& table, int64_t step, int64_t index, int64_t width) {
+    return table.slice_rows(step, 1).slice_cols(index * width, width);
+}
+
+LinearArgs exact_linear(const Tensor& x, const Tensor& weight, const Tensor& out) {
+    LinearArgs args = linear_args(x, weight, out);
+    args.exact = true;
+    return args;
+}
+
+// [cos(t f_i), sin(t f_i)] with f_i = 10000^(-i / half), in single precision as diffusers computes
+// it.
+std::vector<float> sinusoids(const std::vector<float>& timesteps, int64_t channels) {
+    const int64_t half = channels / 2;
+    std::vector<float> out(timesteps.size() * static_cast<size_t>(channels));
+    for (size_t s = 0; s < timesteps.size(); ++s) {
+        float* row = out.data() + s * static_cast<size_t>(channels);
+        for (int64_t i = 0; i < half; ++i) {
+            const float exponent = static_cast<float>(-std::log(10000.0)) * static_cast<float>(i) /
+                                   static_cast<float>(half);
+            const float angle = timesteps[s] * std::exp(exponent);
+            row[i] = std::cos(angle);
+            row[half + i] = std::sin(angle);
+        }
+    }
+    return out;
+}
+
+} // namespace
+
+Status Transformer::load(const TransformerConfig& c, WeightLoader& loader) {
+    config_ = c;
+    WeightSet* set = &weights_;
+    const int64_t width = c.width();
+    BONSAI_TRY(loader.matrix("dit.x_embedder.weight", width, c.channels, set, &x_embedder_));
+    BONSAI_TRY(loader.matrix("dit.context_embedder.weight", width, c.context_width, set,
+                             &context_embedder_));
+    BONSAI_TRY(loader.matrix("dit.proj_out.weight", c.channels, width, set, &proj_out_));
+    const std::string time = "dit.time_guidance_embed.timestep_embedder.";
+    BONSAI_TRY(loader.matrix(time + "linear_1.weight", width, c.time_channels, set, &time_in_));
+    BONSAI_TRY(loader.matrix(time + "linear_2.weight", width, width, set, &time_out_));
+    BONSAI_TRY(loader.matrix("dit.double_stream_modulation_img.linear.weight", 6 * width, width,
+                             set, &mod_image_));
+    BONSAI_TRY(loader.matrix("dit.double_stream_modulation_txt.linear.weight", 6 * width, width,
+                             set, &mod_text_));
+    BONSAI_TRY(loader.matrix("dit.single_stream_modulation.linear.weight", 3 * width, width, set,
+                             &mod_single_));
+    BONSAI_TRY(loader.matrix("dit.norm_out.linear.weight", 2 * width, width, set, &mod_out_));
+    double_blocks_.resize(static_cast<size_t>(c.double_blocks));
+    for (size_t i = 0; i < double_blocks_.size(); ++i)
+        BONSAI_TRY(load_double("dit.transformer_blocks." + std::to_string(i) + ".", loader,
+                               &double_blocks_[i]));
+    single_blocks_.resize(static_cast<size_t>(c.single_blocks));
+    for (size_t i = 0; i < single_blocks_.size(); ++i)
+        BONSAI_TRY(load_single("dit.single_transformer_blocks." + std::to_string(i) + ".", loader,
+                               &single_blocks_[i]));
+    return loader.check_all_used("dit.");
+}
+
+Status Transformer::load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block) {
+    const int64_t width = config_.width(), head = config_.head_dim;
+    struct Names {
+        Side* side;
+        const char *q, *k, *v, *out, *q_norm, *k_norm, *ff;
+    };
+    const Names sides[] = {
+        {&block->image, "to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k", "ff."},
+        {&block->text, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added_q",
+         "norm_added_k", "ff_context."},
+    };
+    for (const Names& n : sides) {
+        const std::string attn = name + "attn.", ff = name + n.ff;
+        WeightSet* set = &weights_;
+        BONSAI_TRY(loader.matrix(attn + n.q + ".weight", width, width, set, &n.side->q));
+        BONSAI_TRY(loader.matrix(attn + n.k + ".weight", width, width, set, &n.side->k));
+        BONSAI_TRY(loader.matrix(attn + n.v + ".weight", width, width, set, &n.side->v));
+        BONSAI_TRY(loader.matrix(attn + n.out + ".weight", width, width, set, &n.side->out));
+        BONSAI_TRY(loader.vector(attn + n.q_norm + ".weight", head, set, &n.side->q_norm));
+        BONSAI_TRY(loader.vector(attn + n.k_norm + ".weight", head, set, &n.side->k_norm));
+        BONSAI_TRY(loader.matrix(ff + "linear_in.weight", 2 * config_.mlp_width, width, set,
+                                 &n.side->linear_in));
+        BONSAI_TRY(loader.matrix(ff + "linear_out.weight", width, config_.mlp_width, set,
+                                 &n.side->linear_out));
+    }
+    return Status();
+}
+
+Status Transformer::load_single(const std::string& name, WeightLoader& loader, SingleBlock* block) {
+    const int64_t width = config_.width(), mlp = config_.mlp_width;
+    WeightSet* set = &weights_;
+    Tensor fused;
+    BONSAI_TRY(loader.matrix(name + "attn.to_qkv_mlp_proj.weight", 3 * width + 2 * mlp, width, set,
+                             &fused));
+    block->qkv = fused.slice_rows(0, 3 * width);
+    block->mlp_in = fused.slice_rows(3 * width, 2 * mlp);
+    BONSAI_TRY(loader.matrix(name + "attn.to_out.weight", width, width + mlp, set, &block->out));
+    BONSAI_TRY(loader.vector(name + "attn.norm_q.weight", config_.head_dim, set, &block->q_norm));
+    return loader.vector(name + "attn.norm_k.weight", config_.head_dim, set, &block->k_norm);
+}
+
+Status Transformer::embed_context(const Run& run, const Tensor& prompt,
+                                  const Tensor& context) const {
+    return run.backend.linear(exact_linear(prompt, context_embedder_, context));
+}
+
+// Position of a token on the axes (t, y, x, l): text row j is (0, 0, 0, j), the picture token at
+// (r, c) is (0, r, c, 0). Axis a turns its own share of the head's pairs by position * theta^(-2i /
+// dims). Angles in double precision.
+Status Transformer::write_rope(Backend& backend, int64_t text_tokens, int64_t latent_width,
+                               const Tensor& cos, const Tensor& sin) const {
+    const int64_t half = config_.head_dim / 2;
+    std::vector<float> cos_values(static_cast<size_t>(cos.rows * half)),
+        sin_values(cos_values.size());
+    for (int64_t s = 0; s < cos.rows; ++s) {
+        const int64_t token = s - text_tokens;
+        const int64_t position[4] = {0, token < 0 ? 0 : token / latent_width,
+                                     token < 0 ? 0 : token % latent_width, token < 0 ? s : 0};
+        size_t at = static_cast<size_t>(s * half);
+        for (int axis = 0; axis < 4; ++axis) {
+            const int64_t dims = config_.rope_axes[static_cast<size_t>(axis)];
+            for (int64_t i = 0; i < dims / 2; ++i, ++at) {
+                const double frequency = std::pow(
+                    config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
+                const double angle = static_cast<double>(position[axis]) * frequency;
+                cos_values[at] = static_cast<float>(std::cos(angle));
+                sin_values[at] = static_cast<float>(std::sin(angle));
+            }
+        }
+    }
+    BONSAI_TRY(backend.write(cos, cos_values.data()));
+    return backend.write(sin, sin_values.data());
+}
+
+Status Transformer::prepare(const Run& run, const std::vector<float>& timesteps,
+                            int64_t text_tokens, int64_t latent_height, int64_t latent_width,
+                            TransformerTables* out) const {
+    Backend& backend = run.backend;
+    Arena& arena = run.arena;
+    const int64_t width = config_.width(), steps = static_cast<int64_t>(timesteps.size());
+    const int64_t rows = text_tokens + latent_height * latent_width;
+    BONSAI_TRY(arena.allocate(rows, config_.head_dim / 2, &out->cos));
+    BONSAI_TRY(arena.allocate(rows, config_.head_dim / 2, &out->sin));
+    BONSAI_TRY(write_rope(backend, text_tokens, latent_width, out->cos, out->sin));
+
+    BONSAI_TRY(arena.allocate(steps, 6 * width, &out->mod_image));
+    BONSAI_TRY(arena.allocate(steps, 6 * width, &out->mod_text));
+    BONSAI_TRY(arena.allocate(steps, 3 * width, &out->mod_single));
+    BONSAI_TRY(arena.allocate(steps, 2 * width, &out->mod_out));
+    Tensor time, hidden, embedding;
+    BONSAI_TRY(arena.allocate(steps, config_.time_channels, &time));
+    BONSAI_TRY(arena.allocate(steps, width, &hidden));
+    BONSAI_TRY(arena.allocate(steps, width, &embedding));
+    BONSAI_TRY(backend.write(time, sinusoids(timesteps, config_.time_channels).data()));
+    BONSAI_TRY(backend.linear(exact_linear(time, time_in_, hidden)));
+    BONSAI_TRY(backend.silu({hidden, hidden}));
+    BONSAI_TRY(backend.linear(exact_linear(hidden, time_out_, embedding)));
+    BONSAI_TRY(run.show("s0_temb", embedding.slice_rows(0, 1)));
+    BONSAI_TRY(backend.silu({embedding, embedding}));
+    LinearArgs modulations = exact_linear(embedding, mod_image_, out->mod_image);
+    modulations.projections[1].weight = mod_text_;
+    modulations.projections[1].out = out->mod_text;
+    modulations.projections[2].weight = mod_single_;
+    modulations.projections[2].out = out->mod_single;
+    modulations.count = 3;
+    BONSAI_TRY(backend.linear(modulations));
+    BONSAI_TRY(backend.linear(exact_linear(embedding, mod_out_, out->mod_out)));
+    BONSAI_TRY(run.show("s0_mod_img", out->mod_image.slice_rows(0, 1)));
+    BONSAI_TRY(run.show("s0_mod_txt", out->mod_text.slice_rows(0, 1)));
+    BONSAI_TRY(run.show("s0_mod_single", out->mod_single.slice_rows(0, 1)));
+    for (Tensor* t : {&time, &hidden, &embedding})
+        arena.release(t);
+    return Status();
+}
+
+// QK norm and rotation of rows [first, first + rows) of the fused q | k | v.
+Status Transformer::rotate(const Run& run, const TransformerTables& tables, const Tensor& qkv,
+                           int64_t first, int64_t rows, const Tensor& q_norm,
+                           const Tensor& k_norm) const {
+    const int64_t width = config_.width();
+    HeadNormRopeArgs args;
+    args.head_dim = static_cast<int>(config_.head_dim);
+    args.pairs = RopePairs::kNeighbours;
+    args.eps = config_.norm_eps;
+    args.cos = tables.cos.slice_rows(first, rows);
+    args.sin = tables.sin.slice_rows(first, rows);
+    args.x = qkv.slice_rows(first, rows).slice_cols(0, width);
+    args.gain = q_norm;
+    BONSAI_TRY(run.backend.head_norm_rope(args));
+    args.x = qkv.slice_rows(first, rows).slice_cols(width, width);
+    args.gain = k_norm;
+    return run.backend.head_norm_rope(args);
+}
+
+// All tokens see all tokens: there is no mask.
+Status Transformer::attend(const Run& run, const Buffers& b) const {
+    const int64_t width = config_.width();
+    AttentionArgs args;
+    args.q = b.qkv.slice_cols(0, width);
+    args.k = b.qkv.slice_cols(width, width);
+    args.v = b.qkv.slice_cols(2 * width, width);
+    args.out = b.joined.slice_cols(0, width);
+    args.heads = args.kv_heads = static_cast<int>(config_.heads);
+    args.head_dim = static_cast<int>(config_.head_dim);
+    args.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+    return run.backend.attention(args);
+}
+
+// out = silu(first half) * second half of h W^T, in pieces of tokens.
+Status Transformer::mlp(const Run& run, const Tensor& in, const Tensor& h, const Tensor& hidden,
+                        const Tensor& out) const {
+    const int64_t width = config_.mlp_width;
+    for (int64_t first = 0; first < h.rows; first += kMlpRows) {
+        const int64_t rows = std::min(kMlpRows, h.rows - first);
+        const Tensor piece = hidden.slice_rows(0, rows);
+        BONSAI_TRY(run.backend.linear(linear_args(h.slice_rows(first, rows), in, piece)));
+        BONSAI_TRY(run.backend.swiglu({piece.slice_cols(0, width), piece.slice_cols(width, width),
+                                       out.slice_rows(first, rows)}));
+    }
+    return Status();
+}
+
+Status Transformer::double_block(const Run& run, const DoubleBlock& w,
+                                 const TransformerTables& tables, int64_t step, int64_t text_tokens,
+                                 const Buffers& b) const {
+    Backend& backend = run.backend;
+    const int64_t width = config_.width();
+    struct Half {
+        const Side& w;
+        const Tensor& mod;
+        int64_t first, rows;
+    };
+    const Half halves[] = {{w.text, tables.mod_text, 0, text_tokens},
+                           {w.image, tables.mod_image, text_tokens, b.stream.rows - text_tokens}};
+    for (const Half& half : halves) {
+        const Tensor h = b.h.slice_rows(half.first, half.rows),
+                     qkv = b.qkv.slice_rows(half.first, half.rows);
+        const Tensor shift = modulation(half.mod, step, 0, width),
+                     scale = modulation(half.mod, step, 1, width);
+        BONSAI_TRY(backend.layer_norm(
+            {b.stream.slice_rows(half.first, half.rows), scale, shift, h, config_.norm_eps}));
+        LinearArgs args = linear_args(h, half.w.q, qkv.slice_cols(0, width));
+        args.projections[1].weight = half.w.k;
+        args.projections[1].out = qkv.slice_cols(width, width);
+        args.projections[2].weight = half.w.v;
+        args.projections[2].out = qkv.slice_cols(2 * width, width);
+        args.count = 3;
+        BONSAI_TRY(backend.linear(args));
+        BONSAI_TRY(rotate(run, tables, b.qkv, half.first, half.rows, half.w.q_norm, half.w.k_norm));
+    }
+    BONSAI_TRY(attend(run, b));
+    for (const Half& half : halves) {
+        const Tensor stream = b.stream.slice_rows(half.first, half.rows),
+                     h = b.h.slice_rows(half.first, half.rows);
+        const Tensor joined = b.joined.slice_rows(half.first, half.rows);
+        BONSAI_TRY(backend.linear(linear_add_args(joined.slice_cols(0, width), half.w.out, stream,
+                                                  modulation(half.mod, step, 2, width))));
+        const Tensor shift = modulation(half.mod, step, 3, width),
+                     scale = modulation(half.mod, step, 4, width);
+        BONSAI_TRY(backend.layer_norm({stream, scale, shift, h, config_.norm_eps}));
+        const Tensor activated = joined.slice_cols(width, config_.mlp_width);
+        BONSAI_TRY(mlp(run, half.w.linear_in, h, b.hidden, activated));
+        BONSAI_TRY(backend.linear(linear_add_args(activated, half.w.linear_out, stream,
+                                                  modulation(half.mod, step, 5, width))));
+    }
+    return Status();
+}
+
+Status Transformer::single_block(const Run& run, const SingleBlock& w,
+                                 const TransformerTables& tables, int64_t step,
+                                 const Buffers& b) const {
+    Backend& backend = run.backend;
+    const int64_t width = config_.width();
+    const Tensor shift = modulation(tables.mod_single, step, 0, width),
+                 scale = modulation(tables.mod_single, step, 1, width);
+    BONSAI_TRY(backend.layer_norm({b.stream, scale, shift, b.h, config_.norm_eps}));
+    BONSAI_TRY(backend.linear(linear_args(b.h, w.qkv, b.qkv)));
+    BONSAI_TRY(rotate(run, tables, b.qkv, 0, b.qkv.rows, w.q_norm, w.k_norm));
+    BONSAI_TRY(attend(run, b));
+    BONSAI_TRY(mlp(run, w.mlp_in, b.h, b.hidden, b.joined.slice_cols(width, config_.mlp_width)));
+    return backend.linear(
+        linear_add_args(b.joined, w.out, b.stream, modulation(tables.mod_single, step, 2, width)));
+}
+
+Status Transformer::evaluate(const Run& run, const TransformerTables& tables, int64_t step,
+                             const Tensor& latents, const Tensor& context,
+                             const Tensor& velocity) const {
+    Backend& backend = run.backend;
+    const int64_t width = config_.width(), text = context.rows, image = latents.rows,
+                  rows = text + image;
+    Buffers b;
+    BONSAI_TRY(run.arena.allocate(rows, width, &b.stream));
+    BONSAI_TRY(run.arena.allocate(rows, width, &b.h));
+    BONSAI_TRY(run.arena.allocate(rows, 3 * width, &b.qkv));
+    BONSAI_TRY(run.arena.allocate(rows, width + config_.mlp_width, &b.joined));
+    BONSAI_TRY(run.arena.allocate(std::min(kMlpRows, rows), 2 * config_.mlp_width, &b.hidden));
+
+    const Tensor text_rows = b.stream.slice_rows(0, text),
+                 image_rows = b.stream.slice_rows(text, image);
+    BONSAI_TRY(backend.copy(context, text_rows));
+    BONSAI_TRY(backend.linear(exact_linear(latents, x_embedder_, image_rows)));
+    BONSAI_TRY(run.show("s0_ctx_embed", text_rows));
+    BONSAI_TRY(run.show("s0_x_embed", image_rows));
+
+    const double blocks = static_cast<double>(double_blocks_.size() + single_blocks_.size());
+    double done = 0;
+    for (size_t i = 0; i < double_blocks_.size(); ++i) {
+        BONSAI_TRY(double_block(run, double_blocks_[i], tables, step, text, b));
+        BONSAI_TRY(run.show("s0_double" + std::to_string(i) + "_txt", text_rows));
+        BONSAI_TRY(run.show("s0_double" + std::to_string(i) + "_img", image_rows));
+        BONSAI_TRY(run.progress(++done / blocks));
+    }
+    for (size_t i = 0; i < single_blocks_.size(); ++i) {
+        BONSAI_TRY(single_block(run, single_blocks_[i], tables, step, b));
+        BONSAI_TRY(run.show("s0_single" + std::to_string(i), b.stream));
+        BONSAI_TRY(run.progress(++done / blocks));
+    }
+    const Tensor h = b.h.slice_rows(text, image);
+    const Tensor scale = modulation(tables.mod_out, step, 0, width),
+                 shift = modulation(tables.mod_out, step, 1, width);
+    BONSAI_TRY(backend.layer_norm({image_rows, scale, shift, h, config_.norm_eps}));
+    BONSAI_TRY(backend.linear(exact_linear(h, proj_out_, velocity)));
+    for (Tensor* t : {&b.stream, &b.h, &b.qkv, &b.joined, &b.hidden})
+        run.arena.release(t);
+    return Status();
+}
+
+} // namespace bonsai

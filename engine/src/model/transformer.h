@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Transformer: the FLUX.2 velocity network. Double blocks keep text and image tokens on weights of
+// their own and join them in attention; single blocks treat both alike. The stream is one matrix
+// [S, C], text rows first.
+#pragma once
+
+#include "model/config.h"
+#include "model/run.h"
+#include "model/weights.h"
+
+namespace bonsai {
+
+// Everything that is fixed during the steps of one picture size: rotations, and the modulations of
+// all steps.
+struct TransformerTables {
+    Tensor cos, sin;   // [S, head_dim / 2]
+    Tensor mod_image;  // [steps, 6 C]: shift, scale, gate of attention, then of the MLP
+    Tensor mod_text;   // [steps, 6 C]
+    Tensor mod_single; // [steps, 3 C]: shift, scale, gate
+    Tensor mod_out;    // [steps, 2 C]: scale, shift
+};
+
+class Transformer {
+  public:
+    Status load(const TransformerConfig& config, WeightLoader& loader);
+
+    // prompt [T, prompt_width] -> context [T, C]; once a prompt. Kept in float: its rows may hold
+    // massive outliers.
+    Status embed_context(const Run& run, const Tensor& prompt, const Tensor& context) const;
+
+    // timesteps: one for each step, as the sinusoid sees them (about 0 to 1000).
+    Status prepare(const Run& run, const std::vector<float>& timesteps, int64_t text_tokens,
+                   int64_t latent_height, int64_t latent_width, TransformerTables* out) const;
+
+    // One evaluation: latents [N, channels], context [T, C] -> velocity [N, channels].
+    Status evaluate(const Run& run, const TransformerTables& tables, int64_t step,
+                    const Tensor& latents, const Tensor& context, const Tensor& velocity) const;
+
+    const WeightSet& weights() const { return weights_; }
+
+  private:
+    // The half of a double block that belongs to text or image tokens.
+    struct Side {
+        Tensor q, k, v, out;          // [C, C]
+        Tensor q_norm, k_norm;        // [1, head_dim]
+        Tensor linear_in, linear_out; // [2 F, C], [C, F]
+    };
+    struct DoubleBlock {
+        Side image, text;
+    };
+    struct SingleBlock {
+        Tensor qkv, mlp_in;    // rows of one stored matrix: [3 C, C] and [2 F, C]
+        Tensor out;            // [C, C + F]: attention columns first
+        Tensor q_norm, k_norm; // [1, head_dim]
+    };
+    struct Buffers {
+        Tensor stream; // [S, C]
+        Tensor h;      // [S, C] normalised stream
+        Tensor qkv;    // [S, 3 C]
+        Tensor joined; // [S, C + F]: attention output | activated MLP
+        Tensor hidden; // [kMlpRows, 2 F]: an MLP works through the tokens in pieces
+    };
+    Status load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block);
+    Status load_single(const std::string& name, WeightLoader& loader, SingleBlock* block);
+    Status write_rope(Backend& backend, int64_t text_tokens, int64_t latent_width,
+                      const Tensor& cos, const Tensor& sin) const;
+    Status rotate(const Run& run, const TransformerTables& tables, const Tensor& qkv, int64_t first,
+                  int64_t rows, const Tensor& q_norm, const Tensor& k_norm) const;
+    Status attend(const Run& run, const Buffers& b) const;
+    Status mlp(const Run& run, const Tensor& in, const Tensor& h, const Tensor& hidden,
+               const Tensor& out) const;
+    Status double_block(const Run& run, const DoubleBlock& w, const TransformerTables& tables,
+                        int64_t step, int64_t text_tokens, const Buffers& b) const;
+    Status single_block(const Run& run, const SingleBlock& w, const TransformerTables& tables,
+                        int64_t step, const Buffers& b) const;
+
+    TransformerConfig config_;
+    WeightSet weights_;
+    Tensor x_embedder_, context_embedder_,
+        proj_out_;              // [C, channels], [C, prompt_width], [channels, C]
+    Tensor time_in_, time_out_; // [C, time_channels], [C, C]
+    Tensor mod_image_, mod_text_, mod_single_, mod_out_; // [6 C, C] twice, [3 C, C], [2 C, C]
+    std::vector<DoubleBlock> double_blocks_;
+    std::vector<SingleBlock> single_blocks_;
+};
+
+} // namespace bonsai

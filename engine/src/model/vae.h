@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// VaeDecoder: latents to pixels. All images are matrices [pixels, channels]; a GroupNorm is folded
+// into the convolution that follows it.
+#pragma once
+
+#include "model/config.h"
+#include "model/run.h"
+#include "model/weights.h"
+
+namespace bonsai {
+
+class VaeDecoder {
+  public:
+    // Pixels a latent pixel becomes along each side.
+    static constexpr int64_t kScale = 8;
+
+    Status load(const VaeConfig& config, WeightLoader& loader);
+
+    // latents [height * width, latent channels], not normalised -> pixels [64 * height * width, 3],
+    // about -1 to 1.
+    Status decode(const Run& run, const Tensor& latents, int64_t height, int64_t width,
+                  const Tensor& pixels) const;
+
+    // Transformer tokens [height * width, 4 * latent channels] to latents [4 * height * width,
+    // latent channels]: undoes the normalisation and the 2x2 patches. Feature 4 c + 2 dy + dx of
+    // token (r, c') is channel c of pixel (2 r + dy, 2 c' + dx).
+    void unpack_tokens(const float* tokens, int64_t height, int64_t width, float* latents) const;
+
+    const WeightSet& weights() const { return weights_; }
+
+  private:
+    struct Norm {
+        Tensor gain, bias; // [1, C]
+    };
+    struct Conv {
+        Tensor weight, bias; // [Cout, k k Cin], [1, Cout]
+    };
+    struct ResBlock {
+        Norm norm1, norm2;
+        Conv conv1, conv2, shortcut; // shortcut is 1x1, empty when the widths agree
+    };
+    struct Attention {
+        Norm norm;
+        Conv q, k, v, out; // [C, C]
+    };
+    struct UpBlock {
+        std::vector<ResBlock> res;
+        Conv upsample; // empty in the last
+    };
+    // The picture on its way: released and replaced by each layer.
+    struct Image {
+        Tensor x; // [height * width, C]
+        int64_t height, width;
+    };
+    Status load_norm(const std::string& name, int64_t channels, WeightLoader& loader, Norm* out);
+    Status load_conv(const std::string& name, int64_t in, int64_t out, int64_t kernel,
+                     WeightLoader& loader, Conv* conv);
+    Status load_res(const std::string& name, int64_t in, int64_t out, WeightLoader& loader,
+                    ResBlock* block);
+    Status load_attention(const std::string& name, int64_t channels, WeightLoader& loader);
+    Status convolve(const Run& run, const Conv& conv, const Image& in, const Norm* norm,
+                    bool upsample, const Tensor& add, const Tensor& out) const;
+    Status res_block(const Run& run, const ResBlock& block, Image* image) const;
+    Status attention(const Run& run, Image* image) const;
+    Status up_block(const Run& run, const UpBlock& block, Image* image) const;
+    Status group_norm(const Run& run, const Norm& norm, const Tensor& x, Tensor* affine) const;
+
+    VaeConfig config_;
+    WeightSet weights_;
+    Conv post_quant_, conv_in_, conv_out_;
+    ResBlock mid_[2];
+    Attention attention_;
+    std::vector<UpBlock> up_;
+    Norm norm_out_;
+    std::vector<float> mean_,
+        deviation_; // of the normalised latents, one for each transformer channel
+};
+
+} // namespace bonsai
