@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// bonsai-probe: runs the pipeline and writes every named intermediate as DIR/<name>.npy, for
+// comparison with the reference.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "model/pipeline.h"
+
+using namespace bonsai;
+
+static void write_npy(const std::string& path, const char* type, const std::string& shape,
+                      const void* data, size_t bytes) {
+    std::string header = std::string("{'descr': '") + type +
+                         "', 'fortran_order': False, 'shape': (" + shape + "), }";
+    header.append(64 - (10 + header.size() + 1) % 64, ' ');
+    header += '\n';
+    std::FILE* file = std::fopen(path.c_str(), "wb");
+    if (!file) std::exit(1);
+    const unsigned char prefix[] = {0x93,
+                                    'N',
+                                    'U',
+                                    'M',
+                                    'P',
+                                    'Y',
+                                    1,
+                                    0,
+                                    static_cast<unsigned char>(header.size() & 255),
+                                    static_cast<unsigned char>(header.size() >> 8)};
+    std::fwrite(prefix, 1, sizeof prefix, file);
+    std::fwrite(header.data(), 1, header.size(), file);
+    std::fwrite(data, 1, bytes, file);
+    std::fclose(file);
+}
+
+static bonsai_dtype dtype_of(const char* text) {
+    return std::strcmp(text, "bf16") == 0  ? BONSAI_DTYPE_BF16
+           : std::strcmp(text, "f16") == 0 ? BONSAI_DTYPE_F16
+                                           : BONSAI_DTYPE_F32;
+}
+
+static int failed(const Status& status) {
+    std::fprintf(stderr, "bonsai-probe: %s\n", status.message().c_str());
+    return 1;
+}
+
+int main(int argc, char** argv) {
+    if (argc < 2 || argc % 2 != 0) {
+        std::fprintf(stderr, "usage: bonsai-probe MODEL [--prompt P] [--width W] [--height H] "
+                             "[--steps N] [--seed S] [--guidance G] [--shift S]\n"
+                             "       [--precision exact|fast] [--noise-dtype f32|f16|bf16] "
+                             "[--timestep-dtype ...] [--threads N] [--max-memory B] [--out DIR]\n");
+        return 2;
+    }
+    PipelineOptions options;
+    options.log = [](const std::string& line) {
+        std::fprintf(stderr, "bonsai-probe: %s\n", line.c_str());
+    };
+    Request request;
+    std::string out = ".";
+    for (int i = 2; i < argc; i += 2) {
+        const std::string name = argv[i];
+        const char* value = argv[i + 1];
+        if (name == "--prompt")
+            request.prompt = value;
+        else if (name == "--width")
+            request.width = std::atoi(value);
+        else if (name == "--height")
+            request.height = std::atoi(value);
+        else if (name == "--steps")
+            request.steps = std::atoi(value);
+        else if (name == "--seed")
+            request.seed = std::strtoull(value, nullptr, 10);
+        else if (name == "--guidance")
+            request.guidance = static_cast<float>(std::atof(value));
+        else if (name == "--shift")
+            request.shift = static_cast<float>(std::atof(value));
+        else if (name == "--precision")
+            options.backend.precision =
+                std::strcmp(value, "exact") == 0 ? Precision::kExact : Precision::kFast;
+        else if (name == "--noise-dtype")
+            request.noise_dtype = dtype_of(value);
+        else if (name == "--timestep-dtype")
+            request.timestep_dtype = dtype_of(value);
+        else if (name == "--threads")
+            options.backend.threads = std::atoi(value);
+        else if (name == "--max-memory")
+            options.max_memory = std::strtoull(value, nullptr, 10);
+        else if (name == "--out")
+            out = value;
+        else {
+            std::fprintf(stderr, "bonsai-probe: unknown option %s\n", name.c_str());
+            return 2;
+        }
+    }
+    std::unique_ptr<Pipeline> pipeline;
+    Status status = Pipeline::open(argv[1], options, &pipeline);
+    if (!status.ok()) return failed(status);
+    request.probe = [&](const std::string& name, const Tensor& value, Backend& backend) {
+        std::vector<float> data(static_cast<size_t>(value.rows * value.cols));
+        BONSAI_TRY(backend.read(value, data.data()));
+        write_npy(out + "/" + name + ".npy", "<f4",
+                  std::to_string(value.rows) + ", " + std::to_string(value.cols), data.data(),
+                  data.size() * 4);
+        return Status();
+    };
+    std::vector<int32_t> ids;
+    status = pipeline->tokenize(request.prompt, &ids);
+    if (!status.ok()) return failed(status);
+    write_npy(out + "/input_ids.npy", "<i4", std::to_string(ids.size()) + ",", ids.data(),
+              ids.size() * 4);
+    std::vector<Picture> pictures;
+    status = pipeline->generate(request, &pictures);
+    if (!status.ok()) return failed(status);
+    const Picture& p = pictures[0];
+    write_npy(out + "/image_uint8.npy", "|u1",
+              std::to_string(p.height) + ", " + std::to_string(p.width) + ", 3", p.rgb.data(),
+              p.rgb.size());
+    std::printf("text_encoder %.3f s, denoise %.3f s, vae %.3f s; peaks %.1f %.1f %.1f MB\n",
+                p.stats.text_encoder_seconds, p.stats.denoise_seconds, p.stats.vae_seconds,
+                static_cast<double>(p.stats.text_encoder_peak) / 1e6,
+                static_cast<double>(p.stats.denoise_peak) / 1e6,
+                static_cast<double>(p.stats.vae_peak) / 1e6);
+    return 0;
+}
