@@ -127,7 +127,7 @@ struct Codes {
         std::vector<float> x;
         for (int64_t i = 0; i < view.rows * view.cols; ++i) {
             const int64_t m = i / view.cols, k = i % view.cols;
-            x.push_back(view.scale[(m * view.cols + k) / kGroup] *
+            x.push_back(view.scale[k / kGroup * view.rows + m] *
                         static_cast<float>(view.q[m * view.stride + k]));
         }
         return x;
@@ -434,12 +434,13 @@ TEST(quantized_rows_are_nearest) {
         const std::vector<float> x = layer.x.values(), y = codes.decoded();
         int worse = 0, wrong_sums = 0;
         for (size_t i = 0; i < x.size(); ++i)
-            worse += std::fabs(x[i] - y[i]) > 0.50001f * codes.view.scale[i / kGroup];
+            worse += std::fabs(x[i] - y[i]) >
+                     0.50001f * codes.view.scale[i % 256 / kGroup * 5 + i / 256];
         for (int64_t b = 0; b < 5 * 256 / kBlock; ++b) {
             int32_t sum = 0;
             for (int64_t k = b * kBlock; k < (b + 1) * kBlock; ++k)
                 sum += codes.view.q[k / 256 * codes.view.stride + k % 256];
-            wrong_sums += sum != codes.view.block_sum[b];
+            wrong_sums += sum != codes.view.block_sum[b % 8 * 5 + b / 8];
         }
         CHECK(worse == 0);
         CHECK(wrong_sums == 0);

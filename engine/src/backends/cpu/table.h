@@ -42,10 +42,10 @@ struct QuantizedRows {
     int64_t cols = 0;
     int64_t stride = 0;     // bytes from one row of q to the next
     int8_t* q = nullptr;    // [M, K], |q| <= 127
-    float* scale = nullptr; // [M, K / 128], max |x| of the group / 127; 0 for an all-zero group,
+    float* scale = nullptr; // [K / 128, M], max |x| of the group / 127; 0 for an all-zero group,
                             // NaN for one with NaN or Inf
-    int32_t* sum = nullptr; // [M, K / 128]
-    int32_t* block_sum = nullptr; // [M, K / 32]
+    int32_t* sum = nullptr; // [K / 128, M]
+    int32_t* block_sum = nullptr; // [K / 32, M]
 };
 
 // Bytes that the arrays of `rows` x `cols` take, and the arrays laid out in such memory, which is

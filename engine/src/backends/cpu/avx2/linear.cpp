@@ -27,9 +27,10 @@ void finish_tile(const float* sums, const Projection& p, Range rows, Range cols)
         const __m256i mask = first_lanes(cols.end - n);
         const __m256 add = bias ? _mm256_maskload_ps(bias + n, mask) : _mm256_setzero_ps();
         const __m256 factor = gate ? _mm256_maskload_ps(gate + n, mask) : _mm256_set1_ps(1.0f);
-        const float* from = sums + (n - cols.begin);
+        const int64_t at = n - cols.begin;
+        const float* from = sums + at / kPanel * (kTileRows * kPanel) + at % kPanel;
         float* out = static_cast<float*>(p.out.data) + rows.begin * p.out.stride + n;
-        for (int64_t m = rows.begin; m < rows.end; ++m, from += kTileCols, out += p.out.stride) {
+        for (int64_t m = rows.begin; m < rows.end; ++m, from += kPanel, out += p.out.stride) {
             __m256 y = _mm256_add_ps(_mm256_load_ps(from), add);
             if (p.accumulate)
                 y = _mm256_add_ps(_mm256_maskload_ps(out, mask), _mm256_mul_ps(factor, y));

@@ -49,7 +49,7 @@ bool linear_exact(const Tensor& x, const Projection& p, Range rows, Range cols, 
 bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range cols,
                  Scratch& scratch);
 
-// Epilogue of a tile: sums [rows, kTileCols] + bias, stored or added to `out`.
+// Epilogue of a tile: sums [kTilePanels, kTileRows, kPanel] + bias, stored or added to `out`.
 void finish_tile(const float* sums, const Projection& p, Range rows, Range cols);
 
 } // namespace bonsai::cpu::avx2

@@ -20,7 +20,7 @@ constexpr int kDepth = 256;
 
 struct Layout {
     alignas(64) float panels[kTilePanels][kDepth][kPanel];
-    alignas(64) float sums[kTileRows][kTileCols];
+    alignas(64) float sums[kTilePanels][kTileRows][kPanel];
 };
 
 void unpack_half_panel(const Tensor& w, Range cols, int64_t k, int64_t depth, float* panel) {
@@ -62,7 +62,7 @@ void multiply(const float* x, int64_t stride, const float* panel, int64_t depth,
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-        float* to = sums + r * kTileCols;
+        float* to = sums + r * kPanel;
         _mm256_store_ps(to, first ? acc[r][0] : _mm256_add_ps(_mm256_load_ps(to), acc[r][0]));
         _mm256_store_ps(to + 8,
                         first ? acc[r][1] : _mm256_add_ps(_mm256_load_ps(to + 8), acc[r][1]));
@@ -81,11 +81,12 @@ void tile(const Tensor& x, const Projection& p, Range rows, Range cols, Layout* 
         for (int64_t m = rows.begin; m < rows.end; m += kMicroRows) {
             const int64_t count = rows.end - m < kMicroRows ? rows.end - m : kMicroRows;
             for (int64_t i = 0; i < panels; ++i)
-                kMultiply[count - 1](static_cast<const float*>(x.data) + m * x.stride + k, x.stride, layout->panels[i][0],
-                                     depth, layout->sums[m - rows.begin] + i * kPanel, k == 0);
+                kMultiply[count - 1](static_cast<const float*>(x.data) + m * x.stride + k, x.stride,
+                                     layout->panels[i][0], depth, layout->sums[i][m - rows.begin],
+                                     k == 0);
         }
     }
-    finish_tile(layout->sums[0], p, rows, cols);
+    finish_tile(layout->sums[0][0], p, rows, cols);
 }
 
 } // namespace

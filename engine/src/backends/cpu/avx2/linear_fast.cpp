@@ -33,7 +33,7 @@ struct Layout {
     alignas(64) uint8_t codes[kTilePanels][kDepth / 2 * kUnit];    // half of it used but for Q8_0
     alignas(64) float scale[kTilePanels][kDepth / kBlock][kPanel]; // by group for the low-bit types
     alignas(64) float offset[kTilePanels][kDepth / kBlock][kPanel];
-    alignas(64) float sums[kTileRows][kTileCols];
+    alignas(64) float sums[kTilePanels][kTileRows][kPanel];
     alignas(64) int16_t wide[kMicroRows][kDepth]; // x codes for Q8_0
 };
 
@@ -45,7 +45,7 @@ struct Micro {
     const float* x_scale;
     const int32_t* x_sum;
     const int32_t* x_block_sum;
-    int64_t groups_of_row;
+    int64_t x_rows;
     const uint8_t* codes;
     const float* scale;
     const float* offset;
@@ -95,13 +95,12 @@ template <int R> void multiply_low_bit(const Micro& u) {
         const __m256 right = _mm256_load_ps(u.scale + g * kPanel + 8);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-            const __m256i sum = _mm256_set1_epi32(u.x_sum[r * u.groups_of_row + g]);
-            const __m256 scale = _mm256_broadcast_ss(u.x_scale + r * u.groups_of_row + g);
+            const __m256i sum = _mm256_set1_epi32(u.x_sum[g * u.x_rows + r]);
+            const __m256 scale = _mm256_broadcast_ss(u.x_scale + g * u.x_rows + r);
             const __m256i dot0 = _mm256_sub_epi32(_mm256_madd_epi16(acc[r][0], ones), sum);
             const __m256i dot1 = _mm256_sub_epi32(_mm256_madd_epi16(acc[r][1], ones), sum);
-            add_scaled(u.sums + r * kTileCols, _mm256_cvtepi32_ps(dot0),
-                       _mm256_mul_ps(left, scale));
-            add_scaled(u.sums + r * kTileCols + 8, _mm256_cvtepi32_ps(dot1),
+            add_scaled(u.sums + r * kPanel, _mm256_cvtepi32_ps(dot0), _mm256_mul_ps(left, scale));
+            add_scaled(u.sums + r * kPanel + 8, _mm256_cvtepi32_ps(dot1),
                        _mm256_mul_ps(right, scale));
         }
     }
@@ -116,8 +115,8 @@ add_block(const Micro& u, int block, const __m256i (&dot)[R][2], __m256 (&group)
     const float* offset = u.offset + block * kPanel;
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-        const __m256 sum = _mm256_cvtepi32_ps(
-            _mm256_set1_epi32(u.x_block_sum[r * u.groups_of_row * kGroupBlocks + block]));
+        const __m256 sum =
+            _mm256_cvtepi32_ps(_mm256_set1_epi32(u.x_block_sum[block * u.x_rows + r]));
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
             const __m256 part = _mm256_fmadd_ps(_mm256_load_ps(offset + 8 * h), sum, group[r][h]);
@@ -132,9 +131,9 @@ inline __attribute__((always_inline)) void add_group(const Micro& u, int g,
                                                      const __m256 (&group)[R][2]) {
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-        const __m256 scale = _mm256_broadcast_ss(u.x_scale + r * u.groups_of_row + g);
-        add_scaled(u.sums + r * kTileCols, group[r][0], scale);
-        add_scaled(u.sums + r * kTileCols + 8, group[r][1], scale);
+        const __m256 scale = _mm256_broadcast_ss(u.x_scale + g * u.x_rows + r);
+        add_scaled(u.sums + r * kPanel, group[r][0], scale);
+        add_scaled(u.sums + r * kPanel + 8, group[r][1], scale);
     }
 }
 
@@ -238,45 +237,53 @@ void widen(const int8_t* q, int64_t stride, int64_t rows, int depth, Layout* lay
                                    reinterpret_cast<const __m128i*>(q + r * stride + j))));
 }
 
+// The next rows: too short a run of each row for the hardware to foresee.
+void prefetch(const QuantizedRows& x, int64_t m, int64_t end, int64_t k) {
+    end = m + kMicroRows < end ? m + kMicroRows : end;
+    for (; m < end; ++m)
+        for (int64_t j = k; j < k + kDepth; j += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(x.q + m * x.stride + j), _MM_HINT_T0);
+}
+
 void tile(const QuantizedRows& x, const Projection& p, Range rows, Range cols, Layout* layout) {
     const DType dtype = p.weight.dtype;
-    const Multiply* kernels = dtype_info(dtype).block == kGroup       ? kLowBit
-                              : dtype == DType::kQ8_0 ? kBytes
-                                                      : kNibbles;
+    const Multiply* kernels = dtype_info(dtype).block == kGroup ? kLowBit
+                              : dtype == DType::kQ8_0           ? kBytes
+                                                                : kNibbles;
     const int64_t panels = (cols.end - cols.begin + kPanel - 1) / kPanel;
-    const int64_t groups_of_row = x.cols / kGroup;
-    std::memset(layout->sums, 0,
-                sizeof layout->sums[0] * static_cast<size_t>(rows.end - rows.begin));
+    for (int64_t i = 0; i < panels; ++i)
+        std::memset(layout->sums[i], 0,
+                    sizeof layout->sums[i][0] * static_cast<size_t>(rows.end - rows.begin));
     for (int64_t k = 0; k < x.cols; k += kDepth) {
         const int64_t left = (x.cols - k) / kGroup;
         const int groups = left < kDepthGroups ? static_cast<int>(left) : kDepthGroups;
         unpack(p.weight, cols, k, groups, layout);
         for (int64_t m = rows.begin; m < rows.end; m += kMicroRows) {
             const int64_t count = rows.end - m < kMicroRows ? rows.end - m : kMicroRows;
-            const int64_t group = m * groups_of_row + k / kGroup;
             Micro u = {x.q + m * x.stride + k,
                        layout->wide[0],
                        x.stride,
-                       x.scale + group,
-                       x.sum + group,
-                       x.block_sum + group * kGroupBlocks,
-                       groups_of_row,
+                       x.scale + k / kGroup * x.rows + m,
+                       x.sum + k / kGroup * x.rows + m,
+                       x.block_sum + k / kBlock * x.rows + m,
+                       x.rows,
                        nullptr,
                        nullptr,
                        nullptr,
                        nullptr,
                        groups};
+            prefetch(x, m + kMicroRows, rows.end, k);
             if (dtype == DType::kQ8_0) widen(u.q, u.stride, count, groups * kGroup, layout);
             for (int64_t i = 0; i < panels; ++i) {
                 u.codes = layout->codes[i];
                 u.scale = layout->scale[i][0];
                 u.offset = layout->offset[i][0];
-                u.sums = layout->sums[m - rows.begin] + i * kPanel;
+                u.sums = layout->sums[i][m - rows.begin];
                 kernels[count - 1](u);
             }
         }
     }
-    finish_tile(layout->sums[0], p, rows, cols);
+    finish_tile(layout->sums[0][0], p, rows, cols);
 }
 
 } // namespace

@@ -47,23 +47,25 @@ int32_t quantize_block(const float* x, __m256 inverse, int8_t* q) {
     return _mm_cvtsi128_si32(sum);
 }
 
-void quantize_group(const float* x, int8_t* q, float* scale, int32_t* sum, int32_t* block_sum) {
+void quantize_group(const float* x, const QuantizedRows& out, int64_t m, int64_t g) {
+    int8_t* q = out.q + m * out.stride + g * kGroup;
     const uint32_t top = largest_magnitude(x);
     const float largest = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(top))));
     const bool finite = top < 0x7f800000u;
     const bool usable = finite && largest >= kLeastGroupMagnitude;
-    *scale = !finite ? __builtin_nanf("") : usable ? largest / 127.0f : 0.0f;
-    *sum = 0;
+    out.scale[g * out.rows + m] = !finite ? __builtin_nanf("") : usable ? largest / 127.0f : 0.0f;
+    const __m256 inverse = _mm256_set1_ps(usable ? 127.0f / largest : 0.0f);
+    int32_t sum = 0;
     for (int b = 0; b < kGroup / kBlock; ++b) {
-        if (usable) {
-            block_sum[b] =
-                quantize_block(x + b * kBlock, _mm256_set1_ps(127.0f / largest), q + b * kBlock);
-        } else {
+        int32_t block_sum = 0;
+        if (usable)
+            block_sum = quantize_block(x + b * kBlock, inverse, q + b * kBlock);
+        else
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + b * kBlock), _mm256_setzero_si256());
-            block_sum[b] = 0;
-        }
-        *sum += block_sum[b];
+        out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
+        sum += block_sum;
     }
+    out.sum[g * out.rows + m] = sum;
 }
 
 } // namespace
@@ -72,9 +74,8 @@ void quantize_rows(const Tensor& x, const QuantizedRows& out, Range rows) {
     const int64_t groups = out.cols / kGroup;
     for (int64_t m = rows.begin; m < rows.end; ++m)
         for (int64_t g = 0; g < groups; ++g)
-            quantize_group(static_cast<const float*>(x.data) + m * x.stride + g * kGroup, out.q + m * out.stride + g * kGroup,
-                           out.scale + m * groups + g, out.sum + m * groups + g,
-                           out.block_sum + (m * groups + g) * (kGroup / kBlock));
+            quantize_group(static_cast<const float*>(x.data) + m * x.stride + g * kGroup, out, m,
+                           g);
 }
 
 } // namespace bonsai::cpu::avx2

@@ -42,16 +42,15 @@ bool linear_exact(const Tensor& x, const Projection& p, Range rows, Range cols, 
 // One output: blocks hold the whole weight row.
 float dot_quantized(const QuantizedRows& x, int64_t m, const BlockCodes* blocks, int block) {
     const int8_t* q = x.q + m * x.stride;
-    const float* scale = x.scale + m * (x.cols / kGroup);
-    const int32_t* block_sum = x.block_sum + m * (x.cols / kBlock);
     float y = 0;
     for (int64_t k = 0; k < x.cols; k += block, ++blocks) {
         int32_t dot = 0;
         for (int j = 0; j < block; ++j)
             dot += q[k + j] * blocks->codes[j];
         float part = blocks->scale * static_cast<float>(dot);
-        if (block == kBlock) part += blocks->offset * static_cast<float>(block_sum[k / kBlock]);
-        y += scale[k / kGroup] * part;
+        if (block == kBlock)
+            part += blocks->offset * static_cast<float>(x.block_sum[k / kBlock * x.rows + m]);
+        y += x.scale[k / kGroup * x.rows + m] * part;
     }
     return y;
 }

@@ -14,7 +14,9 @@
 namespace bonsai::cpu {
 namespace {
 
-void quantize_group(const float* x, int8_t* q, float* scale, int32_t* sum, int32_t* block_sum) {
+// The codes of row m, group g; x is where the group begins.
+void quantize_group(const float* x, const QuantizedRows& out, int64_t m, int64_t g) {
+    int8_t* q = out.q + m * out.stride + g * kGroup;
     float largest = 0;
     bool finite = true;
     for (int j = 0; j < kGroup; ++j) {
@@ -24,25 +26,27 @@ void quantize_group(const float* x, int8_t* q, float* scale, int32_t* sum, int32
     }
     const bool usable = finite && largest >= kLeastGroupMagnitude;
     const float inverse = usable ? 127.0f / largest : 0.0f;
-    *scale = !finite ? std::numeric_limits<float>::quiet_NaN() : usable ? largest / 127.0f : 0.0f;
-    *sum = 0;
+    out.scale[g * out.rows + m] = !finite  ? std::numeric_limits<float>::quiet_NaN()
+                                  : usable ? largest / 127.0f
+                                           : 0.0f;
+    int32_t sum = 0;
     for (int b = 0; b < kGroup / kBlock; ++b) {
-        block_sum[b] = 0;
+        int32_t block_sum = 0;
         for (int j = b * kBlock; j < (b + 1) * kBlock; ++j) {
             q[j] = usable ? static_cast<int8_t>(std::nearbyint(x[j] * inverse)) : int8_t{0};
-            block_sum[b] += q[j];
+            block_sum += q[j];
         }
-        *sum += block_sum[b];
+        out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
+        sum += block_sum;
     }
+    out.sum[g * out.rows + m] = sum;
 }
 
 void quantize_rows(const Tensor& x, const QuantizedRows& out, Range rows) {
     const int64_t groups = out.cols / kGroup;
     for (int64_t m = rows.begin; m < rows.end; ++m)
         for (int64_t g = 0; g < groups; ++g)
-            quantize_group(x.row(m) + g * kGroup, out.q + m * out.stride + g * kGroup,
-                           out.scale + m * groups + g, out.sum + m * groups + g,
-                           out.block_sum + (m * groups + g) * (kGroup / kBlock));
+            quantize_group(x.row(m) + g * kGroup, out, m, g);
 }
 
 size_t rounded(size_t bytes) {
