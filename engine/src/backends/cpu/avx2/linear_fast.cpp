@@ -34,14 +34,16 @@ struct Layout {
     alignas(64) float scale[kTilePanels][kDepth / kBlock][kPanel]; // by group for the low-bit types
     alignas(64) float offset[kTilePanels][kDepth / kBlock][kPanel];
     alignas(64) float sums[kTilePanels][kTileRows][kPanel];
-    alignas(64) int16_t wide[kMicroRows][kDepth]; // x codes for Q8_0
+    // x codes of the micro-kernel's rows, as bytes, or as shorts for Q8_0. Side by side here, their
+    // distances are constants.
+    alignas(64) int8_t rows[kMicroRows][kDepth];
+    alignas(64) int16_t wide_rows[kMicroRows][kDepth];
 };
 
 // Operands of a micro-kernel, at its first row, group and column.
 struct Micro {
-    const int8_t* q;
-    const int16_t* wide;
-    int64_t stride;
+    const int8_t* rows;
+    const int16_t* wide_rows;
     const float* x_scale;
     const int32_t* x_sum;
     const int32_t* x_block_sum;
@@ -68,19 +70,40 @@ void add_scaled(float* sums, __m256 value, __m256 factor) {
 
 // Steps of 4 along K with 16-bit sums.
 template <int R, int Steps>
-inline __attribute__((always_inline)) void dot_bytes(const int8_t* q, int64_t stride,
-                                                     const uint8_t* codes, __m256i (&acc)[R][2]) {
+inline __attribute__((always_inline)) void dot_bytes(const int8_t* rows, const uint8_t* codes,
+                                                     __m256i (&acc)[R][2]) {
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
         acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
     for (int s = 0; s < Steps; ++s) {
         const __m256i left = load(codes + s * kUnit);
         const __m256i right = load(codes + s * kUnit + 32);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-            const __m256i a = broadcast32(q + r * stride + 4 * s);
+            const __m256i a = broadcast32(rows + r * kDepth + 4 * s);
             add16(acc[r][0], _mm256_maddubs_epi16(left, a));
             add16(acc[r][1], _mm256_maddubs_epi16(right, a));
+        }
+    }
+}
+
+// Steps of 2 along K with 32-bit sums.
+template <int R, int Steps>
+inline __attribute__((always_inline)) void dot_shorts(const int16_t* rows, const uint8_t* codes,
+                                                      __m256i (&acc)[R][2]) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+        acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int s = 0; s < Steps; ++s) {
+        const __m256i left = load(codes + s * kUnit);
+        const __m256i right = load(codes + s * kUnit + 32);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+            const __m256i a = broadcast32(rows + r * kDepth + 2 * s);
+            add32(acc[r][0], _mm256_madd_epi16(left, a));
+            add32(acc[r][1], _mm256_madd_epi16(right, a));
         }
     }
 }
@@ -89,8 +112,7 @@ template <int R> void multiply_low_bit(const Micro& u) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int g = 0; g < u.groups; ++g) {
         __m256i acc[R][2];
-        dot_bytes<R, kGroup / 4>(u.q + g * kGroup, u.stride, u.codes + g * (kGroup / 4) * kUnit,
-                                 acc);
+        dot_bytes<R, kGroup / 4>(u.rows + g * kGroup, u.codes + g * (kGroup / 4) * kUnit, acc);
         const __m256 left = _mm256_load_ps(u.scale + g * kPanel);
         const __m256 right = _mm256_load_ps(u.scale + g * kPanel + 8);
 #pragma GCC unroll 6
@@ -108,7 +130,7 @@ template <int R> void multiply_low_bit(const Micro& u) {
 
 // The end of a block: its 32-bit dot products, scaled, with the offset's share, to the group's
 // sums.
-template <int R>
+template <int R, bool Offset>
 inline __attribute__((always_inline)) void
 add_block(const Micro& u, int block, const __m256i (&dot)[R][2], __m256 (&group)[R][2]) {
     const float* scale = u.scale + block * kPanel;
@@ -119,9 +141,10 @@ add_block(const Micro& u, int block, const __m256i (&dot)[R][2], __m256 (&group)
             _mm256_cvtepi32_ps(_mm256_set1_epi32(u.x_block_sum[block * u.x_rows + r]));
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
-            const __m256 part = _mm256_fmadd_ps(_mm256_load_ps(offset + 8 * h), sum, group[r][h]);
-            group[r][h] =
-                _mm256_fmadd_ps(_mm256_load_ps(scale + 8 * h), _mm256_cvtepi32_ps(dot[r][h]), part);
+            if (Offset)
+                group[r][h] = _mm256_fmadd_ps(_mm256_load_ps(offset + 8 * h), sum, group[r][h]);
+            group[r][h] = _mm256_fmadd_ps(_mm256_load_ps(scale + 8 * h),
+                                          _mm256_cvtepi32_ps(dot[r][h]), group[r][h]);
         }
     }
 }
@@ -143,14 +166,14 @@ template <int R> void multiply_nibbles(const Micro& u) {
         __m256 group[R][2] = {};
         for (int block = g * kGroupBlocks; block < (g + 1) * kGroupBlocks; ++block) {
             __m256i acc[R][2];
-            dot_bytes<R, kBlock / 4>(u.q + block * kBlock, u.stride,
+            dot_bytes<R, kBlock / 4>(u.rows + block * kBlock,
                                      u.codes + block * (kBlock / 4) * kUnit, acc);
 #pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
                 acc[r][0] = _mm256_madd_epi16(acc[r][0], ones);
                 acc[r][1] = _mm256_madd_epi16(acc[r][1], ones);
             }
-            add_block<R>(u, block, acc, group);
+            add_block<R, true>(u, block, acc, group);
         }
         add_group<R>(u, g, group);
     }
@@ -161,21 +184,9 @@ template <int R> void multiply_bytes(const Micro& u) {
         __m256 group[R][2] = {};
         for (int block = g * kGroupBlocks; block < (g + 1) * kGroupBlocks; ++block) {
             __m256i acc[R][2];
-#pragma GCC unroll 6
-            for (int r = 0; r < R; ++r)
-                acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-            const uint8_t* codes = u.codes + block * (kBlock / 2) * kUnit;
-            for (int s = 0; s < kBlock / 2; ++s) {
-                const __m256i left = load(codes + s * kUnit);
-                const __m256i right = load(codes + s * kUnit + 32);
-#pragma GCC unroll 6
-                for (int r = 0; r < R; ++r) {
-                    const __m256i a = broadcast32(u.wide + r * kDepth + block * kBlock + 2 * s);
-                    add32(acc[r][0], _mm256_madd_epi16(left, a));
-                    add32(acc[r][1], _mm256_madd_epi16(right, a));
-                }
-            }
-            add_block<R>(u, block, acc, group);
+            dot_shorts<R, kBlock / 2>(u.wide_rows + block * kBlock,
+                                      u.codes + block * (kBlock / 2) * kUnit, acc);
+            add_block<R, false>(u, block, acc, group);
         }
         add_group<R>(u, g, group);
     }
@@ -229,12 +240,19 @@ void unpack(const Tensor& w, Range cols, int64_t k, int groups, Layout* layout) 
             unpack_half_panel(w, {n, cols.end}, k + g * kGroup, g, n - cols.begin, layout);
 }
 
-void widen(const int8_t* q, int64_t stride, int64_t rows, int depth, Layout* layout) {
-    for (int64_t r = 0; r < rows; ++r)
-        for (int j = 0; j < depth; j += 16)
-            _mm256_store_si256(reinterpret_cast<__m256i*>(layout->wide[r] + j),
-                               _mm256_cvtepi8_epi16(_mm_loadu_si128(
-                                   reinterpret_cast<const __m128i*>(q + r * stride + j))));
+void copy_rows(const int8_t* q, int64_t stride, int64_t rows, int depth, bool wide,
+               Layout* layout) {
+    for (int64_t r = 0; r < rows; ++r, q += stride)
+        for (int j = 0; j < depth; j += 32) {
+            const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + j));
+            if (!wide) {
+                _mm256_store_si256(reinterpret_cast<__m256i*>(layout->rows[r] + j), codes);
+                continue;
+            }
+            auto* to = reinterpret_cast<__m256i*>(layout->wide_rows[r] + j);
+            _mm256_store_si256(to, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(codes)));
+            _mm256_store_si256(to + 1, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(codes, 1)));
+        }
 }
 
 // The next rows: too short a run of each row for the hardware to foresee.
@@ -260,20 +278,17 @@ void tile(const QuantizedRows& x, const Projection& p, Range rows, Range cols, L
         unpack(p.weight, cols, k, groups, layout);
         for (int64_t m = rows.begin; m < rows.end; m += kMicroRows) {
             const int64_t count = rows.end - m < kMicroRows ? rows.end - m : kMicroRows;
-            Micro u = {x.q + m * x.stride + k,
-                       layout->wide[0],
-                       x.stride,
-                       x.scale + k / kGroup * x.rows + m,
-                       x.sum + k / kGroup * x.rows + m,
-                       x.block_sum + k / kBlock * x.rows + m,
-                       x.rows,
-                       nullptr,
-                       nullptr,
-                       nullptr,
-                       nullptr,
-                       groups};
+            copy_rows(x.q + m * x.stride + k, x.stride, count, groups * kGroup,
+                      dtype == DType::kQ8_0, layout);
             prefetch(x, m + kMicroRows, rows.end, k);
-            if (dtype == DType::kQ8_0) widen(u.q, u.stride, count, groups * kGroup, layout);
+            Micro u = {};
+            u.rows = layout->rows[0];
+            u.wide_rows = layout->wide_rows[0];
+            u.x_rows = x.rows;
+            u.x_scale = x.scale + k / kGroup * x.rows + m;
+            u.x_sum = x.sum + k / kGroup * x.rows + m;
+            u.x_block_sum = x.block_sum + k / kBlock * x.rows + m;
+            u.groups = groups;
             for (int64_t i = 0; i < panels; ++i) {
                 u.codes = layout->codes[i];
                 u.scale = layout->scale[i][0];
