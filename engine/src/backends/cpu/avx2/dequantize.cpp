@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // dequantize_row, and the unpacking of weight groups for linear
 // Layout:   core/quantize.cpp is the reference for every format.
-// Maths:    codes are widened to bytes, 32 at a time, with shifts, byte shuffles and compares;
-// base-3 digits of PTQ1_0 come out of a
-//           byte by two compares (first digit = (b > 85) + (b > 170)), and 3 * b mod 256 is the
-//           byte of the following digits.
+// Maths:    codes are widened to bytes, 32 at a time, with shifts, byte shuffles and compares. The
+//           first base-3 digit of a PTQ1_0 byte b is (b > 85) + (b > 170), and 3 * b mod 256 is the
+//           byte of the digits after it.
 #if defined(__AVX2__)
 #include <immintrin.h>
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear_exact: y[M,N] = x[M,K] * W[N,K]^T in f32
 // Layout:   x f32 rows; W any format. 64 weight rows x 256 of K at a time are expanded to f32
-// panels [K][16] in scratch. Maths:    a 6 x 16 block of sums in registers over 256 of K, then
-// added to the tile's sums: blocks of 256 keep the rounding error
-//           near 4e-7 of the result's size whatever K is.
-// Work:     a tile unpacks each weight once for up to 512 rows; panels (64 KB) stream from L2 for
-// every 6 rows, 12 FMAs to 64 bytes. Roofline: compute-bound: 2 FMAs a cycle = 32 flop.
+//           panels [K][16] in scratch.
+// Maths:    a 6 x 16 block of y in registers over 256 of K, then added to the tile's sums: blocks
+//           of 256 keep the rounding error near 4e-7 of the result's size whatever K is.
+// Work:     a tile unpacks each weight once for up to 512 rows; its panels (64 KB) stream from L2
+//           for every 6 rows, 12 FMAs to 64 bytes.
+// Roofline: compute-bound: 2 FMAs a cycle, 32 flop.
 #if defined(__AVX2__)
 #include <immintrin.h>
 

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear_fast: y[M,N] = x[M,K] * W[N,K]^T, x as int8 with a scale a token and 128-group, W in
-// blocks Layout:   x codes row-major, K contiguous. 64 weight rows x 256 of K at a time are
-// unpacked to panels in scratch: for every 4 of K
-//           (2 for Q8_0) 16 columns of 4 unsigned bytes (2 shorts), so that one register holds 8
-//           columns.
-// Maths:    integer dot products in 6 x 16 blocks. Low-bit codes 0..3: vpmaddubsw pairs are at most
-// 2 * 3 * 127, so the 32 of a group
-//           stay below 2^15 and are summed in 16 bits; vpmaddwd then joins even and odd pairs, less
-//           the group's sum of x codes (the weight codes are one too high). Nibbles: 2 * 15 * 127 *
-//           8 = 30480 for a block of 32, also in 16 bits. Q8_0: vpmaddwd. y += x_scale * w_scale *
-//           dot a group; for blocks y += x_scale * (sum of w_scale * dot + w_offset * x_sum), in
-//           f32.
-// Work:     a tile unpacks each weight once for up to 512 rows; panels (16 KB, 32 KB for Q8_0) stay
-// in L1 for all of them. Roofline: compute-bound: a vpmaddubsw and a vpaddw are 32 products; two
-// pairs a cycle on cores with four vector units.
+// linear_fast: y[M,N] = x[M,K] * W[N,K]^T, x in int8 with a scale a token and group of 128
+// Layout:   x codes row-major. W packed; 64 rows x 256 of K at a time are unpacked to panels in
+//           scratch: for every 4 of K, 16 columns of 4 unsigned bytes (for Q8_0 for every 2 of K,
+//           16 columns of 2 shorts), so that one register holds 8 columns.
+// Maths:    integer dot products of 6 x 16 blocks of y over a group, or a block of 32 of K.
+//           Low-bit codes 0..3: a vpmaddubsw pair is at most 2 * 3 * 127, so the 32 of a group stay
+//           below 2^15: summed in 16 bits, then joined by vpmaddwd, less the group's sum of x codes
+//           (weight codes are one too high). y += x_scale * w_scale * dot.
+//           Q4_0, Q4_1: 2 * 15 * 127 * 8 = 30480 a block, also in 16 bits. Q8_0: vpmaddwd.
+//           y += x_scale * (sum over 4 blocks of w_scale * dot + w_offset * x_sum).
+// Work:     a tile unpacks each weight once for up to 512 rows; its panels (16 KB, 32 KB for Q8_0)
+//           stay near L1 for all of them.
+// Roofline: compute-bound: vpmaddubsw and vpaddw do 32 products; cores with four vector units start
+//           two such pairs a cycle.
 #if defined(__AVX2__)
 #include <immintrin.h>
 

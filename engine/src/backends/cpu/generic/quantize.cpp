@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // quantize_rows: x[m, k] ~ scale[m, k / 128] * q[m, k], int8 codes for linear_fast
-// Maths:  a = max |x| of the token's 128 columns; scale = a / 127; q = x * (127 / a) to the nearest
-// integer, ties to even.
-//         A group below 2^-100 counts as zero (127 / a must stay finite). A group with a NaN or an
-//         infinity gets codes 0 and scale NaN, so that the outputs that depend on it are NaN, as in
-//         float.
+// Maths:    a = max |x| of the token's 128 columns; scale = a / 127; q = x * (127 / a) to the
+//           nearest integer, ties to even.
+//           A group below 2^-100 counts as zero (127 / a must stay finite). A group with a NaN or
+//           an infinity gets codes 0 and scale NaN: what depends on it is NaN, as in float.
 // Every level gives the same bytes: the three roundings above are the whole arithmetic.
 #include <cmath>
 #include <limits>
