@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds or builds the native programs, and runs the probe and the converter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from support.cases import Case
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class NativeError(RuntimeError):
+    """A native program could not be built, or failed; the text holds its output."""
+
+
+def run_program(command: list[str | Path], timeout: float, **environment: str) -> str:
+    """Run a program and return its standard output; raise with all it said if it fails."""
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            env=os.environ | environment,
+            cwd=REPOSITORY,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeError(f"{words[0]}: {error}") from error
+    if done.returncode:
+        shown = " ".join(word if len(word) < 200 else word[:197] + "..." for word in words)
+        raise NativeError(
+            f"exit code {done.returncode}: {shown}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
+    return done.stdout
+
+
+@lru_cache(maxsize=1)
+def build_dir() -> Path:
+    """$BONSAI_BUILD_DIR as it is, or build/pytest after building it (once in a process)."""
+    given = os.environ.get("BONSAI_BUILD_DIR")
+    if given:
+        folder = Path(given).resolve()
+        if not (folder / "CMakeCache.txt").is_file():
+            raise NativeError(f"BONSAI_BUILD_DIR={given} is no CMake build directory")
+        return folder
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise NativeError('cmake is not on PATH; install it with pip install ".[test]"')
+    folder = REPOSITORY / "build" / "pytest"
+    configure = [cmake, "-S", REPOSITORY, "-B", folder, "-DBONSAI_BUILD_TESTS=ON"]
+    if not (folder / "CMakeCache.txt").is_file():
+        configure.append("-DCMAKE_BUILD_TYPE=Release")
+        if shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+    run_program(configure, timeout=600)
+    run_program([cmake, "--build", folder, "-j2"], timeout=3000)
+    return folder
+
+
+def program(name: str) -> Path:
+    """The path of a built program."""
+    folder = build_dir()
+    suffix = ".exe" if os.name == "nt" else ""
+    for path in sorted(folder.rglob(name + suffix)):
+        if path.is_file() and os.access(path, os.X_OK):
+            return path
+    raise NativeError(f"{name} is not in {folder}: build with -DBONSAI_BUILD_TESTS=ON")
+
+
+def ctest_tests() -> list[dict]:
+    """The C++ tests that ctest knows, as its JSON describes them."""
+    ctest = shutil.which("ctest")
+    if ctest is None:
+        raise NativeError("ctest is not on PATH; it comes with cmake")
+    listing = run_program([ctest, "--test-dir", build_dir(), "--show-only=json-v1"], timeout=60)
+    return json.loads(listing)["tests"]
+
+
+def convert(source: Path, model: Path, *options: str) -> Path:
+    """Run convert/convert.py in a process of its own."""
+    script = REPOSITORY / "convert" / "convert.py"
+    run_program([sys.executable, script, source, "-o", model, *options], timeout=600)
+    return model
+
+
+def probe(
+    executable: Path,
+    model: Path,
+    case: Case,
+    out: Path,
+    precision: str = "exact",
+    threads: int = 2,
+    **environment: str,
+) -> dict[str, np.ndarray]:
+    """Run the engine on a case; returns its intermediates by name, read from OUT/NAME.npy."""
+    out.mkdir(parents=True, exist_ok=True)
+    command = [executable, model, "--prompt", case.prompt]
+    command += ["--width", str(case.width), "--height", str(case.height)]
+    command += ["--steps", str(case.steps), "--seed", str(case.seed)]
+    if case.guidance != 1.0:
+        command += ["--guidance", str(case.guidance)]
+    command += ["--precision", precision, "--noise-dtype", case.noise_dtype]
+    command += ["--threads", str(threads), "--out", out]
+    run_program(command, timeout=600, **environment)
+    return {path.stem: np.load(path) for path in sorted(out.glob("*.npy"))}
