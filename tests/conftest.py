@@ -85,13 +85,17 @@ def converted(checkpoint: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def discard() -> Iterator[Callable[[Path], None]]:
-    """discard(path): remove a large file or folder when the test is over."""
-    paths: list[Path] = []
-    yield paths.append
-    for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+@pytest.fixture(scope="session")
+def release(model_cache: Path) -> Callable[[Recipe], None]:
+    """release(recipe): free the disk space of a checkpoint and its models, unless they are kept."""
+
+    def free(recipe: Recipe) -> None:
+        if os.environ.get("BONSAI_TEST_CACHE"):
+            return
+        for path in model_cache.glob(f"{recipe.label}-{checkpoint_maker.source_hash()}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return free
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

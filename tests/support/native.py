@@ -95,6 +95,10 @@ def convert(source: Path, model: Path, *options: str) -> Path:
     return model
 
 
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
+
+
 def probe(
     executable: Path,
     model: Path,
@@ -114,4 +118,4 @@ def probe(
     command += ["--precision", precision, "--noise-dtype", case.noise_dtype]
     command += ["--threads", str(threads), "--out", out]
     run_program(command, timeout=600, **environment)
-    return {path.stem: np.load(path) for path in sorted(out.glob("*.npy"))}
+    return read_arrays(out)
