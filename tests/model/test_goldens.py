@@ -11,7 +11,7 @@ import pytest
 from support import checkpoint as checkpoint_maker
 from support import goldens, native
 from support.cases import ALL_CASES, FAST_CASES, STAGE_CASES, Case
-from support.golden_file import noise_hash, relative_error
+from support.golden_file import Golden, noise_hash, read_arrays, relative_error
 
 EXACT_LIMIT = 1e-4  # relative L2 error of every stage in exact precision
 PIXEL_SHARE = 0.999  # of the picture's values within one grey level
@@ -42,16 +42,16 @@ def fast_case(request, release) -> Iterator[Case]:
     release(request.param.recipe)
 
 
-def check_stages(case: Case, got: dict[str, np.ndarray]) -> None:
-    """Every array of the golden file, then the picture; the message lists the stages in order."""
-    golden = goldens.load(case)
-    missing = [name for name in golden.table if name not in got and goldens.required(name)]
-    assert not missing, f"the probe wrote no {', '.join(missing)}"
-    errors = [golden.compare(name, got[name]) for name in golden.table if name in got]
+def assert_close(golden: Golden, got: dict[str, np.ndarray]) -> None:
+    """Every array of the golden file; the message lists the bad stages in the pipeline's order."""
+    errors = goldens.check_stages(golden, got)
     bad = [str(error) for error in errors if not error.worst <= EXACT_LIMIT]
     assert not bad, f"over {EXACT_LIMIT:g} in {len(bad)} of {len(errors)} stages:\n" + "\n".join(
         bad
     )
+
+
+def assert_same_picture(golden: Golden, got: dict[str, np.ndarray]) -> None:
     share = goldens.pixel_agreement(got["image_uint8"], golden.image)
     assert share >= PIXEL_SHARE, f"{100 * share:.3f} % of the values are within one level"
 
@@ -64,16 +64,15 @@ def test_checkpoint_is_the_golden_one(case: Case, checkpoint) -> None:
 
 @by_name
 def test_exact_stages(case: Case, exact_run) -> None:
-    check_stages(case, native.read_arrays(exact_run(case)))
+    golden, got = goldens.load(case), read_arrays(exact_run(case))
+    assert_close(golden, got)
+    assert_same_picture(golden, got)
 
 
 @by_name
 def test_token_ids(case: Case, exact_run) -> None:
-    """Ids and mask have to be equal, not just close. Up to 1,024 values are stored whole."""
-    golden = goldens.load(case)
-    for name in ("input_ids", "attention_mask"):
-        got = np.load(exact_run(case) / f"{name}.npy")
-        np.testing.assert_array_equal(got.reshape(-1), golden.values(name))
+    """Ids have to be equal, not just close."""
+    goldens.check_ids(goldens.load(case), read_arrays(exact_run(case)))
 
 
 @by_name
@@ -88,7 +87,9 @@ def test_exact_stages_without_simd(converted, bonsai_probe, tmp_path) -> None:
     """The plain kernels, which a processor without AVX2 runs."""
     case = ALL_CASES["odd-mixed"]
     model = converted(case.recipe)
-    check_stages(case, native.probe(bonsai_probe, model, case, tmp_path, BONSAI_CPU="generic"))
+    got = native.probe(bonsai_probe, model, case, tmp_path, BONSAI_CPU="generic")
+    assert_close(goldens.load(case), got)
+    assert_same_picture(goldens.load(case), got)
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -121,6 +122,5 @@ def test_exact_from_bf16_noise(fast_case: Case, converted, bonsai_probe, tmp_pat
     golden = goldens.load(fast_case)
     got = native.probe(bonsai_probe, converted(fast_case.recipe), fast_case, tmp_path)
     assert noise_hash(got["noise"].reshape(golden.shape("noise"))) == golden.meta["noise_sha256"]
-    errors = [golden.compare(name, got[name]) for name in golden.table]
-    bad = [str(error) for error in errors if not error.worst <= EXACT_LIMIT]
-    assert not bad, "\n".join(bad)
+    goldens.check_ids(golden, got)
+    assert_close(golden, got)

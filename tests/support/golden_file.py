@@ -62,6 +62,11 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     return float(difference / scale)
 
 
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """What the engine's probe wrote: FOLDER/<name>.npy by name."""
+    return {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
+
+
 def save(
     path: Path,
     arrays: Mapping[str, np.ndarray],
@@ -139,11 +144,10 @@ class Golden:
         with np.load(path) as data:
             self._members = {name: data[name] for name in data.files}
         self.meta: dict = json.loads(self._members["meta"].tobytes().decode())
-        self.table: dict[str, dict] = self.meta["arrays"]
-        self._row = {name: i for i, name in enumerate(sorted(self.table, key=self._start))}
-
-    def _start(self, name: str) -> int:
-        return self.table[name]["at"]
+        table = self.meta["arrays"].items()
+        # In the order of the pipeline, which is also the order of the rows of `sketch`.
+        self.table: dict[str, dict] = dict(sorted(table, key=lambda item: item[1]["at"]))
+        self._row = {name: i for i, name in enumerate(self.table)}
 
     @property
     def image(self) -> np.ndarray | None:

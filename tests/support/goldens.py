@@ -23,16 +23,27 @@ if __package__ in (None, ""):
 from support import checkpoint, reference
 from support.cases import ALL_CASES, FAST_CASES, Case
 from support.configs import Recipe
-from support.golden_file import Golden, relative_error, save
+from support.golden_file import Golden, StageError, read_arrays, relative_error, save
 
 GOLDENS = Path(
     os.environ.get("BONSAI_GOLDENS") or Path(__file__).resolve().parents[1] / "data/goldens"
 )
 
 # Arrays that a fast case keeps: what its figure is about, and where an error would start.
-_FAST_ARRAYS = ("input_ids", "noise", "prompt_embeds", "s0_ctx_embed", "s0_mod_img", "velocity_0")
-# Arrays that a probe need not write; they only help to find an error.
-OPTIONAL = ("neg_prompt_embeds", "velocity_cond_", "velocity_uncond_")
+_FAST_ARRAYS = (
+    "input_ids",
+    "attention_mask",
+    "noise",
+    "prompt_embeds",
+    "s0_ctx_embed",
+    "s0_mod_img",
+    "velocity_0",
+)
+# Arrays that a probe need not write: each is implied by a required one, and only helps to find
+# an error (latents by sigmas, s0_temb and velocities by timesteps).
+OPTIONAL = ("sigmas", "timesteps", "neg_prompt_embeds", "velocity_cond_", "velocity_uncond_")
+# Compared by check_ids.
+TOKENS = ("input_ids", "attention_mask")
 
 
 def golden_path(case: Case) -> Path:
@@ -79,7 +90,7 @@ def make_one(case: Case, folder: Path, digest: str) -> str:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": reference.torch_level(),
     }
     line = case.name
     if case in FAST_CASES:
@@ -110,8 +121,32 @@ def make(cases: list[Case]) -> None:
                 print(make_one(case, folder, digest), flush=True)
 
 
-def required(name: str) -> bool:
-    return not name.startswith(OPTIONAL)
+def check_stages(golden: Golden, got: dict[str, np.ndarray]) -> list[StageError]:
+    """Errors of all stages in the order of the pipeline; a missing one is infinitely off."""
+    errors = []
+    for name in golden.table:
+        if name in TOKENS:
+            continue
+        if name in got:
+            errors.append(golden.compare(name, got[name]))
+        elif not name.startswith(OPTIONAL):
+            missing = float("inf")
+            errors.append(
+                StageError(name, missing, missing, missing, "the probe wrote no such file")
+            )
+    return errors
+
+
+def check_ids(golden: Golden, got: dict[str, np.ndarray]) -> None:
+    """Token ids equal the golden ones; the probe may write them with or without the padding."""
+    count = int(golden.values("attention_mask").sum())
+    want = golden.values("input_ids")
+    ids = got["input_ids"].reshape(-1)
+    if "attention_mask" in got:
+        np.testing.assert_array_equal(
+            got["attention_mask"].reshape(-1), golden.values("attention_mask")
+        )
+    np.testing.assert_array_equal(ids, want[:count] if ids.size != want.size else want)
 
 
 def pixel_agreement(got: np.ndarray, want: np.ndarray) -> float:
@@ -121,21 +156,15 @@ def pixel_agreement(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def compare(case: Case, folder: Path) -> bool:
-    golden = load(case)
-    worst = 0.0
-    for name in golden.table:
-        path = folder / f"{name}.npy"
-        if path.is_file():
-            error = golden.compare(name, np.load(path))
-            worst = max(worst, error.worst)
-            print(error)
-        elif required(name):
-            worst = float("inf")
-            print(f"{name}: missing")
+    golden, got = load(case), read_arrays(folder)
+    check_ids(golden, got)
+    errors = check_stages(golden, got)
+    print("\n".join(str(error) for error in errors))
     share = 1.0
     if golden.image is not None:
-        share = pixel_agreement(np.load(folder / "image_uint8.npy"), golden.image)
+        share = pixel_agreement(got["image_uint8"], golden.image)
         print(f"image_uint8: {100 * share:.3f} % within one level")
+    worst = max(error.worst for error in errors)
     print(f"worst {worst:.2e}")
     return worst <= 1e-4 and share >= 0.999
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from support.cases import Case
+from support.golden_file import read_arrays
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -93,10 +94,6 @@ def convert(source: Path, model: Path, *options: str) -> Path:
     script = REPOSITORY / "convert" / "convert.py"
     run_program([sys.executable, script, source, "-o", model, *options], timeout=600)
     return model
-
-
-def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    return {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
 
 
 def probe(

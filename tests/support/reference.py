@@ -198,6 +198,13 @@ def torch_noise(channels: int, height: int, width: int, seed: int, dtype: str):
     return torch.randn(shape, generator=generator, dtype=_dtype(dtype))
 
 
+def torch_level() -> str:
+    """The instruction set that torch uses here, such as AVX2."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def _dtype(name: str):
     import torch
 
