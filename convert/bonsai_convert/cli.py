@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: SOURCE -o model.gguf.
+
+Exit codes: 0 done (or verified), 1 failed with a message on stderr, 2 the command line is wrong,
+130 interrupted. Nothing is left behind unless the code is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import re
+import shutil
+import signal
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from . import config, gguf, layout, stream, tokenizer
+from .errors import ConvertError, UsageError
+from .plan import Choices, Plan, make_plan
+from .progress import Progress, size_text, time_text
+from .safetensors import Files, open_component
+from .source import STEMS, Source, hub_listing, is_hub_id, licence, open_source
+from .verify import verify
+
+FORMAT_VERSION = 1
+_COMPACT = {"text_encoder": "q4", "aux": "q8", "vae": "f16"}
+
+
+def version() -> str:
+    """The project's version: of the checkout this file is in, else of the installed package."""
+    cmake = Path(__file__).resolve().parents[2] / "CMakeLists.txt"
+    if cmake.is_file():
+        m = re.search(r"project\s*\(\s*bonsai\s+VERSION\s+([\d.]+)", cmake.read_text("utf-8"), re.I)
+        if m:
+            return m[1]
+    from importlib import metadata
+
+    try:
+        return metadata.version("bonsai")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="convert.py",
+        description="Make one model file from a FLUX.2-klein-style checkpoint in diffusers "
+        "layout. Without options nothing is lost: low-bit weights are packed and proved equal, "
+        "everything else keeps its type.",
+        epilog="Exit codes: 0 done, 1 failed (the message says why), 2 wrong command line, "
+        "130 interrupted.",
+    )
+    a = p.add_argument
+    a("source", metavar="SOURCE", help="checkpoint directory, or a Hugging Face Hub id owner/name")
+    a("-o", "--output", metavar="FILE", type=Path, help="model file to write (*.gguf)")
+    a(
+        "--weights",
+        choices=("keep", "f16", "q8", "ternary", "binary"),
+        default="keep",
+        help="block linears; ternary and binary quantise a dense source (default: keep)",
+    )
+    a(
+        "--packing",
+        choices=("ptq1_0", "pq2_0"),
+        default="ptq1_0",
+        help="ternary codes in 1.75 or 2.125 bits a weight (default: ptq1_0)",
+    )
+    a(
+        "--text-encoder",
+        choices=("keep", "bf16", "f16", "q8", "q4"),
+        default=None,
+        help="matrices of the text encoder (default: keep)",
+    )
+    a(
+        "--aux",
+        choices=("keep", "f16", "q8"),
+        default=None,
+        help="other matrices of the transformer: embedders, modulations (default: keep)",
+    )
+    a("--vae", choices=("keep", "f16"), default=None, help="VAE weights (default: keep)")
+    a("--no-encoder", action="store_true", help="leave out the VAE's encoder (text to image only)")
+    a(
+        "--compact",
+        action="store_true",
+        help="same as --text-encoder q4 --aux q8 --vae f16; these three override it",
+    )
+    a("--dry-run", action="store_true", help="show types, sizes and disk space; write nothing")
+    a(
+        "--verify",
+        metavar="MODEL",
+        type=Path,
+        help="compare an existing model file with SOURCE, number by number; write nothing",
+    )
+    a("--revision", help="branch, tag or commit of a Hub id")
+    a("--name", help="name of the model in the file (default: from SOURCE)")
+    a("--version", action="version", version=f"%(prog)s {version()}")
+    return p  # fmt: skip
+
+
+def choices_of(args: argparse.Namespace) -> Choices:
+    base = _COMPACT if args.compact else {}
+    return Choices(
+        weights=args.weights,
+        packing=args.packing,
+        **{k: getattr(args, k) or base.get(k, "keep") for k in _COMPACT},
+    )
+
+
+class Checkpoint:
+    """An opened source: settings checked, headers read, every tensor accounted for."""
+
+    def __init__(self, source: Source, with_encoder: bool | None) -> None:
+        """`with_encoder` None: take the VAE's encoder if the source has one."""
+        self.source = source
+        self.pipeline = config.read_pipeline(source.root)
+        components = {k: open_component(source.root / k, s) for k, s in STEMS.items()}
+        self.with_encoder = with_encoder
+        if with_encoder is None:
+            self.with_encoder = layout.has_encoder(components["vae"])
+        self.tensors = layout.all_tensors(source.root, self.pipeline, components, self.with_encoder)
+        self.tokenizer = tokenizer.gguf_keys(
+            source.root / "tokenizer", self.pipeline.text.vocab_size
+        )
+
+    def content_keys(self, variant: str) -> dict[str, gguf.Value]:
+        """Keys that follow from the source alone."""
+        keys = config.gguf_keys(self.pipeline, variant, self.with_encoder)
+        return keys | self.tokenizer
+
+    def all_keys(self, variant: str, name: str | None) -> dict[str, gguf.Value]:
+        general = {
+            "general.architecture": "bonsai",
+            "general.name": name or self.source.name,
+            **licence(self.source.root),
+            "general.source.repo_url": self.source.origin,
+        }
+        return {
+            **{k: gguf.string(v) for k, v in general.items()},
+            "general.quantization_version": gguf.u32(2),
+            "general.alignment": gguf.u32(gguf.ALIGNMENT),
+            "bonsai.format_version": gguf.u32(FORMAT_VERSION),
+            "bonsai.converter": gguf.string(f"convert.py {version()}"),
+            **self.content_keys(variant),
+        }
+
+
+def describe(plan: Plan, total: int) -> list[str]:
+    """Tensors, types and bytes of each part, for --dry-run and the final summary."""
+    parts = {"te": "text encoder", "dit": "transformer", "vae": "vae"}
+    lines = []
+    for prefix, label in parts.items():
+        rows = defaultdict(lambda: [0, 0, 0])
+        for item in plan.items:
+            if item.info.name.startswith(prefix + "."):
+                row = rows[item.found.entry.dtype, item.info.type.name]
+                row[0] += 1
+                row[1] += item.found.entry.nbytes
+                row[2] += item.info.nbytes
+        lines.append(f"{label}: {size_text(sum(r[2] for r in rows.values()))}")
+        for (source, target), (count, before, after) in sorted(rows.items()):
+            lines.append(
+                f"  {count:4d} tensors  {source:4s} {size_text(before):>10s} -> "
+                f"{target:6s} {size_text(after):>10s}"
+            )
+    lines.append(f"{plan.variant} model, {len(plan.items)} tensors, {size_text(total)} ({total} B)")
+    return lines + [f"note: {n}" for n in plan.notes]
+
+
+def check_disk(output: Path, total: int) -> str:
+    """A line about free space; an error when the file does not fit."""
+    folder = output.parent
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as e:
+        raise ConvertError(
+            f"{folder}: cannot write there: {e.strerror}; create the directory first"
+        ) from e
+    if free < total:
+        raise ConvertError(
+            f"{folder}: {size_text(free)} free, the model file needs {size_text(total)}; free some "
+            "space, write elsewhere, or choose --compact"
+        )
+    return f"{folder}: {size_text(free)} free, the file fits"
+
+
+def write_model(files: Files, plan: Plan, keys: dict[str, gguf.Value], output: Path) -> None:
+    total = sum(i.found.entry.nbytes for i in plan.items)
+    infos = [i.info for i in plan.items]
+    with gguf.Writer(output, keys, infos) as writer, Progress(total) as progress:
+
+        def work(piece: stream.Piece):
+            return stream.read_and_encode(files, piece)
+
+        for piece, data in stream.in_order(work, stream.pieces(plan.items)):
+            writer.write(data)
+            progress.advance(piece.source_bytes, piece.item.info.name)
+            if piece.last:
+                writer.end_tensor()
+        writer.commit()
+
+
+def file_size(plan: Plan, keys: dict[str, gguf.Value]) -> int:
+    infos = [i.info for i in plan.items]
+    head, _ = gguf.encode_header(keys, infos)
+    return len(head) + sum(gguf.padded(i.nbytes) for i in infos)
+
+
+def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) -> int:
+    output: Path = args.output or Path("model.gguf")
+    if output.is_dir():
+        raise ConvertError(f"{output}: a directory; give a file name, such as {output}/model.gguf")
+    for whole in (False, True):
+        plan = make_plan(files, checkpoint.tensors, choices_of(args), whole)
+        keys = checkpoint.all_keys(plan.variant, args.name)
+        total = file_size(plan, keys)
+        if args.dry_run:
+            print("\n".join(describe(plan, total)))
+            print(check_disk(output, total))
+            return 0
+        check_disk(output, total)
+        start = time.monotonic()
+        try:
+            write_model(files, plan, keys, output)
+            break
+        except stream.Contradiction:
+            # A sample of rows gave a wrong kind: look at all groups of all tensors and start over.
+            if whole:
+                raise
+    print("\n".join(describe(plan, total)))
+    proved = sum(i.lossless for i in plan.items)
+    if proved:
+        print(f"{proved} low-bit tensors decoded again and found equal to the source")
+    print(f"{output}: written in {time_text(time.monotonic() - start)} min")
+    return 0
+
+
+def run_verify(args: argparse.Namespace, source: Source, files: Files) -> int:
+    model = gguf.Reader(args.verify)
+    if model.keys.get("general.architecture") != "bonsai":
+        raise ConvertError(
+            f"{args.verify}: architecture {model.keys.get('general.architecture')!r}, expected "
+            "'bonsai'; files of this converter can be verified, no others"
+        )
+    checkpoint = Checkpoint(source, "vae.encoder.conv_in.weight" in model.tensors)
+    keys = checkpoint.content_keys(str(model.keys.get("bonsai.variant")))
+    report = verify(model, files, checkpoint.tensors, keys)
+    print("\n".join(report.lines()))
+    if report.faults:
+        raise ConvertError(
+            f"{args.verify}: {len(report.faults)} faults against {args.source}; convert again"
+        )
+    print(f"{args.verify}: verified against {args.source}")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.verify and (args.output or args.dry_run):
+        raise UsageError("--verify writes nothing: leave out -o and --dry-run")
+    if not (args.verify or args.output or args.dry_run):
+        raise UsageError("-o FILE is required")
+    if args.dry_run and is_hub_id(args.source):
+        listing = hub_listing(args.source, args.revision)
+        print("\n".join(f"{size_text(n):>10s}  {name}" for name, n in listing))
+        print(f"{size_text(sum(n for _, n in listing))} to fetch unless cached; types and sizes "
+              "need the weights: repeat with the fetched directory")  # fmt: skip
+        return 0
+    source = open_source(args.source, args.revision)
+    files = Files()
+    try:
+        if args.verify:
+            return run_verify(args, source, files)
+        checkpoint = Checkpoint(source, False if args.no_encoder else None)
+        return run_convert(args, checkpoint, files)
+    finally:
+        files.close()
+
+
+def _os_error_text(e: OSError, output: Path | None) -> str:
+    where = e.filename or output
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}: the disk is full ({e.strerror}); nothing was left behind"
+    return f"{where}: {e.strerror or e}"
+
+
+def _terminate(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)  # clean up as after Ctrl-C
+    try:
+        return run(args)
+    except UsageError as e:
+        parser.error(str(e))
+    except ConvertError as e:
+        print(f"convert.py: error: {e}", file=sys.stderr)
+    except OSError as e:
+        print(f"convert.py: error: {_os_error_text(e, args.output)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("convert.py: interrupted, nothing written", file=sys.stderr)
+        return 130
+    return 1

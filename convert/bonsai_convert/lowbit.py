@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recover codes and scales of low-bit weights from their bit patterns, and prove it.
+
+A low-bit matrix stores s * {-1, 0, +1} (ternary) or s * {-1, +1} (binary) as ordinary floats,
+one s for each run of 128 inputs of a row. In such a group every magnitude is 0 or exactly the
+largest one, so s is read off, not estimated: a mean is biased by the zeros and can be a rounding
+away. Negative zeros are zeros. An all-zero group has no recoverable scale and needs none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import blocks, floats
+from .blocks import GROUP
+
+
+@dataclass
+class GroupStats:
+    """What the groups of a tensor, or of a part of it, look like."""
+
+    groups: int = 0
+    zero: int = 0  # all zero
+    bad: int = 0  # more than one non-zero magnitude: not low-bit
+    mixed: int = 0  # good, holding zeros and non-zeros: cannot be binary
+    inexact: int = 0  # good, but the scale is no fp16 number
+    first_bad: int = -1  # index of the first bad or inexact group
+
+    def add(self, other: GroupStats) -> None:
+        if self.first_bad < 0 <= other.first_bad:
+            self.first_bad = self.groups + other.first_bad
+        self.groups += other.groups
+        self.zero += other.zero
+        self.bad += other.bad
+        self.mixed += other.mixed
+        self.inexact += other.inexact
+
+    @property
+    def kind(self) -> str:
+        """'ternary', 'binary', 'zero' (fits either), 'damaged' or 'dense'."""
+        unfit = self.bad + self.inexact
+        if unfit == 0:
+            if self.zero == self.groups:
+                return "zero"
+            return "ternary" if self.mixed else "binary"
+        # By chance a dense group never has 128 equal magnitudes, so a tensor in which many groups
+        # do was low-bit before something touched it.
+        good = self.groups - self.zero - self.bad - self.inexact
+        return "damaged" if 2 * good >= self.groups - self.zero else "dense"
+
+
+class NotLowBit(Exception):
+    """The part of a tensor just read does not fit the kind it was taken for."""
+
+
+@dataclass
+class Groups:
+    """Decoded low-bit groups: trits uint8 [n, 128] (0, 1, 2 for -1, 0, +1), scales fp16 [n]."""
+
+    trits: np.ndarray
+    scales: np.ndarray
+    stats: GroupStats
+
+
+def analyse(raw: np.ndarray, kind: str) -> Groups:
+    """Decode a raw array [..., 128 g]; meaningful where `stats` counts no bad group."""
+    u = raw.reshape(-1, GROUP)
+    magnitude = u & u.dtype.type(floats.MAGNITUDE_MASK[kind])
+    top = magnitude.max(axis=1)
+    nonzero = magnitude != 0
+    unequal = magnitude != top[:, None]
+    unequal &= nonzero
+    bad = unequal.any(axis=1)
+    is_zero = top == 0
+    mixed = ~nonzero.all(axis=1) & ~is_zero & ~bad
+
+    value = floats.to_f32(top, kind)
+    with np.errstate(over="ignore"):
+        scales = value.astype(np.float16)
+    inexact = (scales.astype(np.float32) != value) & ~bad
+    unfit = bad | inexact
+
+    sign_bit = u.dtype.type(1 << (8 * u.dtype.itemsize - 1))
+    negative = u > sign_bit  # strictly: the sign bit alone is a negative zero
+    trits = nonzero.view(np.uint8) + np.uint8(1)
+    trits -= negative.view(np.uint8) << np.uint8(1)
+    stats = GroupStats(
+        groups=len(u),
+        zero=int(is_zero.sum()),
+        bad=int(bad.sum()),
+        mixed=int(mixed.sum()),
+        inexact=int(inexact.sum()),
+        first_bad=int(unfit.argmax()) if unfit.any() else -1,
+    )
+    return Groups(trits, scales, stats)
+
+
+def pack_lossless(raw: np.ndarray, kind: str, type_name: str) -> np.ndarray:
+    """Pack raw low-bit weights and prove the result; raises NotLowBit when they do not fit.
+
+    `analyse` shows trits * scale to be the source's numbers bit for bit, and the packed bytes are
+    decoded again here by code independent of the packer.
+    """
+    groups = analyse(raw, kind)
+    stats = groups.stats
+    if stats.bad or stats.inexact or (type_name == "Q1_0" and stats.mixed):
+        raise NotLowBit
+    packed = blocks.PACK_TRITS[type_name](groups.trits, groups.scales)
+    if not decodes_to(packed, type_name, groups):
+        raise AssertionError(f"the {type_name} packer did not reproduce its input")
+    return packed
+
+
+def decodes_to(packed: np.ndarray, type_name: str, groups: Groups) -> bool:
+    """True when packed blocks decode to exactly these groups."""
+    trits, scales = blocks.UNPACK_TRITS[type_name](packed)
+    # Scale 0 makes the codes meaningless (a one-bit code has no zero).
+    equal = (trits == groups.trits).all(axis=1) | ((scales == 0) & (groups.scales == 0))
+    return bool(equal.all() and np.array_equal(scales, groups.scales))

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the checkpoint: a directory in diffusers layout, or a Hugging Face Hub id to fetch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConvertError, UsageError
+
+STEMS = {
+    "transformer": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "vae": "diffusion_pytorch_model",
+}
+_FOLDERS = (*STEMS, "scheduler", "tokenizer")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+# What a conversion reads; other files of a repository (pictures, packed copies) stay there.
+PATTERNS = [
+    "model_index.json", "README.md", "LICENSE*",
+    *(f"{f}/*.{e}" for f in _FOLDERS for e in ("json", "safetensors", "jinja")),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    root: Path
+    name: str  # default for general.name
+    origin: str  # for general.source.repo_url
+
+
+def is_hub_id(source: str) -> bool:
+    return not Path(source).exists() and bool(_HUB_ID.match(source))
+
+
+def open_source(source: str, revision: str | None) -> Source:
+    """A local directory, or a snapshot in the hub's cache that is completed first."""
+    path = Path(source)
+    if path.is_dir():
+        if revision is not None:
+            raise UsageError("--revision belongs to Hub ids, but SOURCE is a directory")
+        result = Source(path, path.resolve().name, path.resolve().name)
+    elif path.exists():
+        raise ConvertError(
+            f"{path}: a file; SOURCE is the directory of a diffusers checkpoint (with "
+            "model_index.json in it) or a Hub id such as owner/name"
+        )
+    elif is_hub_id(source):
+        root = _fetch(source, revision)
+        # A snapshot directory is named by its commit.
+        origin = f"https://huggingface.co/{source}/tree/{root.name}"
+        result = Source(root, source.split("/")[1], origin)
+    else:
+        raise ConvertError(f"{source}: no such directory, and not a Hub id (owner/name) either")
+    _check_layout(result.root)
+    return result
+
+
+def _check_layout(root: Path) -> None:
+    absent = [f for f in _FOLDERS if not (root / f).is_dir()]
+    if (root / "model_index.json").is_file() and not absent:
+        return
+    packed = sorted(
+        p.name for p in root.iterdir() if re.match(r"transformer-(packed|gemlite)", p.name)
+    )
+    if packed:
+        raise ConvertError(
+            f"{root}: '{packed[0]}' is a packed transformer of another runtime; this tool reads "
+            "the diffusers layout: use the '-unpacked' repository of the same model"
+        )
+    lacking = ["model_index.json"] if not (root / "model_index.json").is_file() else []
+    raise ConvertError(
+        f"{root}: not a complete diffusers checkpoint, {', '.join(lacking + absent)} missing; "
+        f"expected model_index.json and the directories {', '.join(_FOLDERS)}"
+    )
+
+
+def _hub():
+    try:
+        import huggingface_hub
+    except ImportError as e:
+        raise ConvertError(
+            "fetching from the Hub needs huggingface_hub: pip install huggingface_hub, or "
+            "download the checkpoint yourself and give its directory"
+        ) from e
+    return huggingface_hub
+
+
+def _explain(hub, source: str, revision: str | None, error: Exception) -> ConvertError:
+    """The hub's exceptions in one sentence each; the most specific first."""
+    errors = hub.errors
+    at = f"{source} (revision {revision})" if revision else source
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return ConvertError(
+            f"{at}: access must be granted first: accept the terms on "
+            f"https://huggingface.co/{source}, then set HF_TOKEN"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ConvertError(
+            f"{at}: no such repository on the Hub, or a private one: check the name, and set "
+            "HF_TOKEN for private repositories"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ConvertError(f"{at}: the repository has no such revision; check --revision")
+    if isinstance(error, errors.LocalEntryNotFoundError) or status is None:
+        return ConvertError(
+            f"{at}: the Hub cannot be reached and the cache does not hold it; go online and run "
+            "the same command again (finished files are not fetched twice), or give a directory "
+            f"({_first_line(error)})"
+        )
+    return ConvertError(f"{at}: the Hub answered with status {status} ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def _network_errors(hub) -> tuple:
+    """What a failed request may raise: the library's own errors and those of its transport."""
+    kinds = [hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError]
+    if hasattr(hub.errors, "OfflineModeIsEnabled"):
+        kinds.append(hub.errors.OfflineModeIsEnabled)
+    try:
+        import httpx
+
+        kinds.append(httpx.HTTPError)
+    except ImportError:
+        pass
+    return tuple(kinds)
+
+
+def _fetch(source: str, revision: str | None) -> Path:
+    """Download what is missing into the hub's cache (resumable; HF_TOKEN and HF_HOME apply)."""
+    hub = _hub()
+    try:
+        return Path(hub.snapshot_download(source, revision=revision, allow_patterns=PATTERNS))
+    except _network_errors(hub) as e:
+        raise _explain(hub, source, revision, e) from e
+
+
+def hub_listing(source: str, revision: str | None) -> list[tuple[str, int]]:
+    """(file, bytes) that a conversion of this Hub id would fetch; downloads nothing."""
+    hub = _hub()
+    try:
+        info = hub.HfApi().model_info(source, revision=revision, files_metadata=True)
+        wanted = set(
+            hub.utils.filter_repo_objects(
+                [s.rfilename for s in info.siblings], allow_patterns=PATTERNS
+            )
+        )
+    except _network_errors(hub) as e:
+        raise _explain(hub, source, revision, e) from e
+    return [(s.rfilename, s.size or 0) for s in info.siblings if s.rfilename in wanted]
+
+
+def licence(root: Path) -> dict[str, str]:
+    """general.license and, where given, its link: from the card's front matter or LICENSE."""
+    try:
+        text = (root / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    fields = {}
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.S)
+    for line in front[1].splitlines() if front else ():
+        key, colon, value = line.partition(":")
+        if colon and key in ("license", "license_name", "license_link"):
+            fields[key] = value.strip().strip("'\"")
+    name = fields.get("license_name") or fields.get("license")
+    if not name:
+        try:
+            head = (root / "LICENSE").read_text(encoding="utf-8", errors="replace")[:400]
+        except OSError:
+            head = ""
+        name = "apache-2.0" if "Apache License" in head else "unknown"
+    keys = {"general.license": name}
+    if fields.get("license_link"):
+        keys["general.license.link"] = fields["license_link"]
+    return keys

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Move tensors from source to target in pieces, on several threads, in order.
+
+Memory is bounded by a few pieces of _PIECE weights each, whatever the model's size. numpy does
+the work outside the interpreter lock, so threads are enough.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import floats, lowbit, quantize
+from .errors import ConvertError
+from .plan import Item
+from .safetensors import Files
+
+_PIECE = 1 << 19  # weights: a piece and its temporaries stay in the caches
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [first, first + rows) of a tensor; a convolution is always one piece."""
+
+    item: Item
+    first: int
+    rows: int
+    last: bool
+
+    @property
+    def source_bytes(self) -> int:
+        entry = self.item.found.entry
+        return self.rows * (entry.nbytes // self.item.info.rows)
+
+    @property
+    def target_bytes(self) -> int:
+        return self.rows * (self.item.info.nbytes // self.item.info.rows)
+
+
+class Contradiction(Exception):
+    """A tensor turned out not to be of the kind that a sample of its rows showed."""
+
+
+def pieces(items: list[Item]) -> Iterator[Piece]:
+    for item in items:
+        rows = item.info.rows
+        step = rows
+        if len(item.found.expected.shape) <= 2:
+            step = max(1, _PIECE // item.info.row)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            yield Piece(item, first, count, first + count == rows)
+
+
+def read(files: Files, piece: Piece) -> np.ndarray:
+    """Raw values of a piece in the order of the target, known to be finite."""
+    found = piece.item.found
+    e, entry = found.expected, found.entry
+    k = piece.item.info.row
+    raw = files.read(entry, piece.first * k, piece.rows * k)
+    if not floats.all_finite(raw, entry.dtype):
+        raise ConvertError(
+            f"{entry.path}: tensor '{entry.name}' holds NaN or infinity; the checkpoint is "
+            "damaged: download it again"
+        )
+    if len(e.shape) == 4:  # [Cout, Cin, h, w] -> [Cout, h, w, Cin]
+        raw = np.ascontiguousarray(raw.reshape(e.shape).transpose(0, 2, 3, 1)).reshape(-1)
+    return raw
+
+
+def _out_of_range(piece: Piece, x: np.ndarray) -> ConvertError:
+    entry, kind = piece.item.found.entry, piece.item.info.type.name
+    return ConvertError(
+        f"{entry.path}: tensor '{entry.name}' holds {float(np.abs(x).max()):g}, too large for "
+        f"{kind}; keep this part in its source type"
+    )
+
+
+def encode(piece: Piece, raw: np.ndarray) -> np.ndarray:
+    """The bytes to store for a piece."""
+    source, target = piece.item.found.entry.dtype, piece.item.info.type
+    if piece.item.lossless:
+        return lowbit.pack_lossless(raw, source, target.name)
+    if target.name == source:
+        return raw
+    x = floats.to_f32(raw, source)
+    if target.name == "F32":
+        return x
+    if target.name == "BF16":
+        out = floats.to_bf16(x)
+        if not floats.all_finite(out, "BF16"):
+            raise _out_of_range(piece, x)
+        return out
+    if np.abs(x).max(initial=0) > 65504:
+        raise _out_of_range(piece, x)
+    if target.name == "F16":
+        return x.astype(np.float16)
+    return quantize.quantize(x.reshape(-1, target.block), target.name)
+
+
+def read_and_encode(files: Files, piece: Piece) -> np.ndarray:
+    try:
+        return encode(piece, read(files, piece))
+    except lowbit.NotLowBit as e:
+        raise Contradiction from e
+
+
+def thread_count() -> int:
+    try:
+        available = len(os.sched_getaffinity(0))
+    except AttributeError:
+        available = os.cpu_count() or 1
+    return min(available, 16)
+
+
+def in_order(work: Callable, jobs: Iterator) -> Iterator[tuple]:
+    """(job, work(job)) in the order of jobs, a few of them computed ahead.
+
+    An exception, of a job or of the consumer, drops what has not been started.
+    """
+    threads = thread_count()
+    pool = ThreadPoolExecutor(threads)
+    pending: deque = deque()
+    try:
+        for job in jobs:
+            pending.append((job, pool.submit(work, job)))
+            if len(pending) > 2 * threads:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

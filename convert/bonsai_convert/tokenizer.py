@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn tokenizer.json into the tokenizer keys of the model file.
+
+The engine implements one pipeline: added tokens, NFC, the Qwen2 pre-tokenising pattern, the
+byte-level alphabet, BPE by rank. tokenizer.json is the source of truth and is checked to ask for
+exactly that; vocab.json, merges.txt and added_tokens.json are copies and are not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import gguf
+from .config import Settings
+from .errors import ConvertError
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+# Qwen2's published pattern, which the engine has in code.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_RESAVE = "save the tokenizer again with transformers (AutoTokenizer ... save_pretrained)"
+_ONLY_QWEN = "the engine implements Qwen2's tokenizer only"
+# What klein's prompt is made of; a template without them belongs to another model.
+_TEMPLATE_MARKERS = ("<|im_start|>", "<|im_end|>", "<|im_start|>assistant")
+_EMPTY_THINKING = ("<think>\n\n</think>\n\n", r"<think>\n\n</think>\n\n")
+_PROMPT_TOKENS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each of the 256 bytes in a byte-level vocabulary."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = iter(range(256, 512))
+    return [chr(b) if b in kept else chr(next(moved)) for b in range(256)]
+
+
+def _check_steps(s: Settings) -> None:
+    """Normaliser, pre-tokeniser and model options must be the ones the engine has."""
+    if s.get("normalizer", None) != {"type": "NFC"}:
+        raise s.fail("normalizer", "{'type': 'NFC'}", _ONLY_QWEN)
+    pre = s.get("pre_tokenizer", None)
+    steps = pre.get("pretokenizers") if isinstance(pre, dict) else None
+    if (
+        not isinstance(steps, list)
+        or len(steps) != 2
+        or not all(isinstance(x, dict) for x in steps)
+    ):
+        raise s.fail("pre_tokenizer", "a sequence of Split and ByteLevel", _ONLY_QWEN)
+    split, byte_level = steps
+    wanted = ("Split", {"Regex": PATTERN}, "Isolated", False)
+    if tuple(split.get(k) for k in ("type", "pattern", "behavior", "invert")) != wanted:
+        raise ConvertError(
+            f"{s.path}: 'pre_tokenizer' splits by {split.get('pattern')!r}, expected Qwen2's "
+            f"pattern; {_ONLY_QWEN}"
+        )
+    if byte_level.get("type") != "ByteLevel" or byte_level.get("add_prefix_space") is not False:
+        raise s.fail("pre_tokenizer", "ByteLevel without prefix space as second step", _ONLY_QWEN)
+    model = s.get("model", None)
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise ConvertError(f"{s.path}: 'model' is not BPE; {_ONLY_QWEN}")
+    for key in (
+        "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+        "byte_fallback", "ignore_merges",
+    ):  # fmt: skip
+        if model.get(key):
+            raise ConvertError(f"{s.path}: model option '{key}' is {model[key]!r}; {_ONLY_QWEN}")
+
+
+def _vocabulary(s: Settings, size: int) -> tuple[list[str | None], dict[str, int]]:
+    vocab = s.data["model"].get("vocab")
+    if not isinstance(vocab, dict) or not vocab:
+        raise ConvertError(f"{s.path}: model 'vocab' is no object; {_RESAVE}")
+    tokens: list[str | None] = [None] * size
+    for text, number in vocab.items():
+        if type(number) is not int or not 0 <= number < size:
+            raise ConvertError(
+                f"{s.path}: token {text!r} has id {number!r}, but the text encoder embeds ids 0 to "
+                f"{size - 1}; tokenizer and encoder are from different models"
+            )
+        if tokens[number] is not None:
+            raise ConvertError(f"{s.path}: id {number} is {tokens[number]!r} and {text!r}")
+        tokens[number] = text
+    absent = [c for c in byte_alphabet() if c not in vocab]
+    if absent:
+        raise ConvertError(
+            f"{s.path}: {len(absent)} of the 256 byte tokens are missing, first {absent[0]!r}; "
+            + _ONLY_QWEN
+        )
+    return tokens, vocab
+
+
+def _merges(s: Settings, vocab: dict[str, int]) -> list[str]:
+    """Merge rules as 'a b', whether the file has them as strings or as pairs."""
+    merges = s.data["model"].get("merges")
+    if not isinstance(merges, list):
+        raise ConvertError(f"{s.path}: model 'merges' is no list; {_RESAVE}")
+    rules = []
+    for rank, rule in enumerate(merges):
+        pair = rule.split(" ") if isinstance(rule, str) else rule
+        good = isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
+        if not good or pair[0] not in vocab or pair[1] not in vocab or "".join(pair) not in vocab:
+            raise ConvertError(
+                f"{s.path}: merge {rank} ({rule!r}) does not join two tokens into a third; {_RESAVE}"
+            )
+        rules.append(f"{pair[0]} {pair[1]}")
+    return rules
+
+
+def _add_tokens(s: Settings, tokens: list[str | None]) -> tuple[list[int], dict[str, int]]:
+    """Place the added tokens; returns all token types and the ids of the added ones."""
+    types = [NORMAL if t is not None else UNUSED for t in tokens]
+    added = s.get("added_tokens", [])
+    ids: dict[str, int] = {}
+    for a in added if isinstance(added, list) else [None]:
+        text, number = (a.get("content"), a.get("id")) if isinstance(a, dict) else (None, None)
+        if not isinstance(text, str) or type(number) is not int or not 0 <= number < len(tokens):
+            raise ConvertError(
+                f"{s.path}: added token {a!r}: expected a text and an id below {len(tokens)} (the "
+                f"rows of the text encoder's embedding); {_RESAVE}"
+            )
+        flags = [k for k in ("lstrip", "rstrip", "single_word", "normalized") if a.get(k)]
+        if flags:
+            raise ConvertError(f"{s.path}: added token {text!r} has {flags}; {_ONLY_QWEN}")
+        if tokens[number] not in (None, text):
+            raise ConvertError(f"{s.path}: id {number} is {tokens[number]!r} and {text!r}")
+        tokens[number] = text
+        types[number] = CONTROL if a.get("special") else USER_DEFINED
+        ids[text] = number
+    absent = [t for t in _PROMPT_TOKENS if t not in ids]
+    if absent:
+        raise ConvertError(f"{s.path}: added tokens {absent} missing; {_ONLY_QWEN}")
+    return types, ids
+
+
+def _named_token(settings: Settings, key: str, default: str, ids: dict[str, int]) -> int:
+    value = settings.get(key, default)
+    text = value.get("content") if isinstance(value, dict) else value
+    if text not in ids:
+        raise settings.fail(key, "an added token of tokenizer.json", _RESAVE)
+    return ids[text]
+
+
+def _chat_template(folder: Path, settings: Settings) -> str:
+    path = folder / "chat_template.jinja"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        path = settings.path
+        text = settings.get("chat_template", None)
+        if isinstance(text, list):  # several named templates
+            named = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}
+            text = named.get("default")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConvertError(f"{path}: cannot be read: {e}") from e
+    if not isinstance(text, str):
+        raise ConvertError(
+            f"{folder}: no chat template (chat_template.jinja, or 'chat_template' in "
+            f"tokenizer_config.json); {_RESAVE}"
+        )
+    # Templates build these strings by pieces, so only the pieces can be looked for.
+    parts = [m for m in _TEMPLATE_MARKERS if m not in text]
+    if not any(m in text for m in _EMPTY_THINKING):
+        parts.append(_EMPTY_THINKING[1])
+    if parts:
+        raise ConvertError(
+            f"{path}: the chat template lacks {parts}, so it does not produce klein's prompt "
+            "'<|im_start|>user ... <|im_end|> ... <think></think>'; use the model's own tokenizer"
+        )
+    return text
+
+
+def gguf_keys(folder: Path, vocab_size: int) -> dict[str, gguf.Value]:
+    """The tokenizer.* keys. Rows of the embedding without a token become unused '[PADn]'."""
+    s = Settings(folder / "tokenizer.json", _RESAVE)
+    settings = Settings(folder / "tokenizer_config.json", _RESAVE)
+    _check_steps(s)
+    tokens, vocab = _vocabulary(s, vocab_size)
+    merges = _merges(s, vocab)
+    types, added = _add_tokens(s, tokens)
+    return {
+        "tokenizer.ggml.model": gguf.string("gpt2"),
+        "tokenizer.ggml.pre": gguf.string("qwen2"),
+        "tokenizer.ggml.tokens": gguf.string_array(
+            f"[PAD{i}]" if t is None else t for i, t in enumerate(tokens)
+        ),
+        "tokenizer.ggml.token_type": gguf.i32_array(types),
+        "tokenizer.ggml.merges": gguf.string_array(merges),
+        "tokenizer.ggml.padding_token_id": gguf.u32(
+            _named_token(settings, "pad_token", "<|endoftext|>", added)
+        ),
+        "tokenizer.ggml.eos_token_id": gguf.u32(
+            _named_token(settings, "eos_token", "<|im_end|>", added)
+        ),
+        "tokenizer.chat_template": gguf.string(_chat_template(folder, settings)),
+    }
