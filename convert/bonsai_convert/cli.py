@@ -31,9 +31,9 @@ _COMPACT = {"text_encoder": "q4", "aux": "q8", "vae": "f16"}
 
 def version() -> str:
     """The project's version: of the checkout this file is in, else of the installed package."""
-    cmake = Path(__file__).resolve().parents[2] / "CMakeLists.txt"
-    if cmake.is_file():
-        m = re.search(r"project\s*\(\s*bonsai\s+VERSION\s+([\d.]+)", cmake.read_text("utf-8"), re.I)
+    header = Path(__file__).resolve().parents[2] / "engine" / "include" / "bonsai.h"
+    if header.is_file():
+        m = re.search(r'#define BONSAI_VERSION "([\d.]+)"', header.read_text("utf-8"))
         if m:
             return m[1]
     from importlib import metadata
@@ -233,7 +233,7 @@ def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) 
     proved = sum(i.lossless for i in plan.items)
     if proved:
         print(f"{proved} low-bit tensors decoded again and found equal to the source")
-    print(f"{output}: written in {time_text(time.monotonic() - start)} min")
+    print(f"{output}: written in {time_text(time.monotonic() - start)}")
     return 0
 
 
@@ -292,7 +292,7 @@ def _terminate(*_) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)  # clean up as after Ctrl-C
+    before = signal.signal(signal.SIGTERM, _terminate)  # clean up as after Ctrl-C
     try:
         return run(args)
     except UsageError as e:
@@ -304,4 +304,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("convert.py: interrupted, nothing written", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 1

@@ -191,7 +191,7 @@ def read_text_encoder(path: Path, index: Settings) -> TextEncoder:
     if s.get("use_sliding_window", False) is not False:
         raise s.fail("use_sliding_window", "false")
     layers = s.int("num_hidden_layers", 1, 512)
-    out = index.ints("text_encoder_out_layers", 1, layers, KLEIN_OUT_LAYERS)
+    out = index.ints("text_encoder_out_layers", 1, 512, KLEIN_OUT_LAYERS)
     if any(a >= b for a, b in zip(out, out[1:])):
         raise index.fail("text_encoder_out_layers", "ascending layer numbers")
     if out[-1] > layers:

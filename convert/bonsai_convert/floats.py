@@ -30,9 +30,8 @@ def to_f32(raw: np.ndarray, kind: str) -> np.ndarray:
 def to_bf16(x: np.ndarray) -> np.ndarray:
     """bfloat16 patterns of finite float32 values, nearest, ties to even."""
     u = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return (
-        (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    ).astype(np.uint16)
+    odd = (u >> np.uint32(16)) & np.uint32(1)
+    return ((u + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
 
 
 def all_finite(raw: np.ndarray, kind: str) -> bool:

@@ -34,7 +34,12 @@ Q1_0 = TensorType("Q1_0", 41, 128, 18)
 PQ2_0 = TensorType("PQ2_0", 142, 128, 34)
 PTQ1_0 = TensorType("PTQ1_0", 143, 128, 28)
 
-ALL = (F32, F16, Q4_0, Q4_1, Q8_0, BF16, Q1_0, PQ2_0, PTQ1_0)
+# Read, so that a file holding them can be described, but never written.
+TQ1_0 = TensorType("TQ1_0", 34, 256, 54)
+TQ2_0 = TensorType("TQ2_0", 35, 256, 66)
+Q2_0 = TensorType("Q2_0", 42, 64, 18)
+
+ALL = (F32, F16, Q4_0, Q4_1, Q8_0, BF16, Q1_0, PQ2_0, PTQ1_0, TQ1_0, TQ2_0, Q2_0)
 BY_ID = {t.id: t for t in ALL}
 BY_NAME = {t.name: t for t in ALL}
 

@@ -153,9 +153,12 @@ class Writer:
 
     def __enter__(self) -> Writer:
         head, self._first_hash = encode_header(self._keys, self._tensors)
-        self._keys = {}
         self._file = open(self._temp, "xb", buffering=0)
-        self._write(head)
+        try:
+            self._write(head)
+        except BaseException:
+            self.__exit__()
+            raise
         self._start_tensor()
         return self
 

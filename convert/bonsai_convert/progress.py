@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress on stderr: one bar redrawn in place on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a bar redrawn in place on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 

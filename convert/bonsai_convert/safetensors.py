@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import ConvertError
-from .floats import RAW_DTYPE
+from .floats import RAW_DTYPE, all_finite
 
 MAX_HEADER = 100_000_000  # the format's own limit
 MAX_RANK = 8
@@ -196,10 +196,16 @@ class Files:
         self._lock = threading.Lock()
 
     def read(self, entry: Entry, first: int, count: int) -> np.ndarray:
-        """Elements [first, first + count) of a tensor as a raw array (see floats.py)."""
+        """Elements [first, first + count) of a tensor as a raw array (see floats.py), finite."""
         dtype = RAW_DTYPE[entry.dtype]
         at = entry.offset + first * dtype.itemsize
-        return self.read_bytes(entry.path, at, count * dtype.itemsize).view(dtype)
+        raw = self.read_bytes(entry.path, at, count * dtype.itemsize).view(dtype)
+        if not all_finite(raw, entry.dtype):
+            raise ConvertError(
+                f"{entry.path}: tensor '{entry.name}' holds NaN or infinity; the checkpoint is "
+                "damaged: download it again"
+            )
+        return raw
 
     def read_bytes(self, path: Path, offset: int, count: int) -> np.ndarray:
         """`count` bytes of a file from `offset`, as uint8."""

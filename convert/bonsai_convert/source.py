@@ -79,6 +79,7 @@ def _check_layout(root: Path) -> None:
 def _hub():
     try:
         import huggingface_hub
+        from huggingface_hub import errors, utils  # noqa: F401  (submodules, loaded on demand)
     except ImportError as e:
         raise ConvertError(
             "fetching from the Hub needs huggingface_hub: pip install huggingface_hub, or "

@@ -101,7 +101,7 @@ def _merges(s: Settings, vocab: dict[str, int]) -> list[str]:
         good = isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
         if not good or pair[0] not in vocab or pair[1] not in vocab or "".join(pair) not in vocab:
             raise ConvertError(
-                f"{s.path}: merge {rank} ({rule!r}) does not join two tokens into a third; {_RESAVE}"
+                f"{s.path}: merge {rank} ({rule!r}) does not join two tokens to one; {_RESAVE}"
             )
         rules.append(f"{pair[0]} {pair[1]}")
     return rules
