@@ -46,7 +46,6 @@ def version() -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="convert.py",
         description="Make one model file from a FLUX.2-klein-style checkpoint in diffusers "
         "layout. Without options nothing is lost: low-bit weights are packed and proved equal, "
         "everything else keeps its type.",
@@ -212,6 +211,8 @@ def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) 
     output: Path = args.output or Path("model.gguf")
     if output.is_dir():
         raise ConvertError(f"{output}: a directory; give a file name, such as {output}/model.gguf")
+    if output.exists() and any(output.samefile(t.entry.path) for t in checkpoint.tensors):
+        raise ConvertError(f"{output}: belongs to the source; write to another place")
     for whole in (False, True):
         plan = make_plan(files, checkpoint.tensors, choices_of(args), whole)
         keys = checkpoint.all_keys(plan.variant, args.name)
@@ -298,11 +299,11 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as e:
         parser.error(str(e))
     except ConvertError as e:
-        print(f"convert.py: error: {e}", file=sys.stderr)
+        print(f"{parser.prog}: error: {e}", file=sys.stderr)
     except OSError as e:
-        print(f"convert.py: error: {_os_error_text(e, args.output)}", file=sys.stderr)
+        print(f"{parser.prog}: error: {_os_error_text(e, args.output)}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("convert.py: interrupted, nothing written", file=sys.stderr)
+        print(f"{parser.prog}: interrupted, nothing written", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

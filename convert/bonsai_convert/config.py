@@ -74,9 +74,9 @@ class Settings:
 
     def ints(self, key: str, low: int, high: int, default: object = _MISSING) -> list[int]:
         value = self.get(key, default)
-        good = isinstance(value, list) and 1 <= len(value) <= 64
+        good = isinstance(value, list) and 1 <= len(value) <= 16
         if not good or any(type(v) is not int or not low <= v <= high for v in value):
-            raise self.fail(key, f"a list of whole numbers from {low} to {high}")
+            raise self.fail(key, f"a list of 1 to 16 whole numbers from {low} to {high}")
         return value
 
     def only(self, key: str, allowed: object, advice: str = "") -> None:
@@ -116,7 +116,9 @@ def read_transformer(path: Path) -> Transformer:
     for key, allowed in (("patch_size", 1), ("guidance_embeds", False)):
         s.only(key, allowed)
     heads = s.int("num_attention_heads", 1, 1024)
-    head_dim = s.int("attention_head_dim", 2, 1024)
+    head_dim = s.int("attention_head_dim", 8, 1024)
+    if head_dim % 8:
+        raise s.fail("attention_head_dim", "a multiple of 8")
     axes = s.ints("axes_dims_rope", 2, 1024, [32, 32, 32, 32])
     if len(axes) != 4 or sum(axes) != head_dim or any(a % 2 for a in axes):
         raise s.fail(
@@ -125,6 +127,9 @@ def read_transformer(path: Path) -> Transformer:
     in_channels = s.int("in_channels", 1, 1 << 16)
     if s.get("out_channels", in_channels) != in_channels:
         raise s.fail("out_channels", f"null or in_channels ({in_channels})")
+    time_channels = s.int("timestep_guidance_channels", 2, 1 << 16, 256)
+    if time_channels % 2:
+        raise s.fail("timestep_guidance_channels", "an even number")
     mlp = heads * head_dim * s.float("mlp_ratio", 0.01, 64, 3.0)
     if mlp != int(mlp):
         raise s.fail("mlp_ratio", "a ratio that gives a whole hidden width")
@@ -136,7 +141,7 @@ def read_transformer(path: Path) -> Transformer:
         in_channels=in_channels,
         context_width=s.int("joint_attention_dim", 1, 1 << 20),
         mlp_width=int(mlp),
-        time_channels=s.int("timestep_guidance_channels", 2, 1 << 16, 256),
+        time_channels=time_channels,
         rope_axes=axes,
         rope_theta=s.float("rope_theta", 1, 1e9, 2000),
         norm_eps=s.float("eps", 1e-12, 0.1, 1e-6),
@@ -203,9 +208,9 @@ def read_text_encoder(path: Path, index: Settings) -> TextEncoder:
     kv_heads = s.int("num_key_value_heads", 1, heads, heads)
     if heads % kv_heads:
         raise s.fail("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
-    head_dim = s.int("head_dim", 2, 1024, width // heads)
-    if head_dim % 2:
-        raise s.fail("head_dim", "an even number")
+    head_dim = s.int("head_dim", 8, 1024, width // heads)
+    if head_dim % 8:
+        raise s.fail("head_dim", "a multiple of 8")
     return TextEncoder(
         vocab_size=s.int("vocab_size", 1, 1 << 24),
         width=width,
@@ -339,7 +344,7 @@ def read_pipeline(root: Path) -> Pipeline:
         max_tokens=index.int("max_sequence_length", 1, 1 << 16, KLEIN_MAX_TOKENS),
         width=sizes["default_width"],
         height=sizes["default_height"],
-        steps=index.int("default_steps", 1, 10000, steps),
+        steps=index.int("default_steps", 1, 1000, steps),
         guidance=index.float("default_guidance", 0, 100, guidance),
     )
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the converter's tests; nothing here needs torch or the engine."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,24 +20,32 @@ def formats():
     return ROOT / "tests" / "data" / "formats"
 
 
-@pytest.fixture(scope="session", params=["ternary", "binary", "dense"])
-def any_checkpoint(request, tmp_path_factory):
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory):
+    """Kind -> checkpoint directory, made once; read only."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for kind in ("ternary", "binary", "dense"):
+        minimal.write_checkpoint(root / kind, kind)
+    return root
+
+
+@pytest.fixture(params=["ternary", "binary", "dense"])
+def any_checkpoint(request, originals):
     """(kind, directory) of each kind of checkpoint; read only."""
-    root = tmp_path_factory.mktemp(request.param)
-    minimal.write_checkpoint(root, request.param)
-    return request.param, root
+    return request.param, originals / request.param
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(originals, tmp_path):
     """A ternary checkpoint that the test may damage."""
-    root = tmp_path / "checkpoint"
-    minimal.write_checkpoint(root, "ternary")
-    return root
+    return Path(shutil.copytree(originals / "ternary", tmp_path / "checkpoint"))
 
 
 @pytest.fixture
-def dense_checkpoint(tmp_path):
-    root = tmp_path / "dense"
-    minimal.write_checkpoint(root, "dense")
-    return root
+def binary_checkpoint(originals, tmp_path):
+    return Path(shutil.copytree(originals / "binary", tmp_path / "binary"))
+
+
+@pytest.fixture
+def dense_checkpoint(originals, tmp_path):
+    return Path(shutil.copytree(originals / "dense", tmp_path / "dense"))

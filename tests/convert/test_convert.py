@@ -299,9 +299,8 @@ def test_a_bad_group_outside_the_sample_is_found(checkpoint, tmp_path, capsys):
     assert convert(checkpoint, "-o", tmp_path / "m.gguf", "--weights", "f16") == 0
 
 
-def test_zeros_outside_the_sample_turn_binary_into_ternary(tmp_path):
-    root = tmp_path / "binary"
-    minimal.write_checkpoint(root, "binary")
+def test_zeros_outside_the_sample_turn_binary_into_ternary(binary_checkpoint, tmp_path):
+    root = binary_checkpoint
 
     def change(tensors):
         tensors[TO_Q][1].view(np.uint16).reshape(128, 128)[1, 7] = 0x8000
@@ -331,9 +330,8 @@ def test_ternary_source_refuses_binary(checkpoint, tmp_path, capsys):
     assert "of 128 groups mix zeros and non-zeros" in text and "leave --weights out" in text
 
 
-def test_binary_source_can_be_stored_as_ternary(tmp_path):
-    root = tmp_path / "binary"
-    minimal.write_checkpoint(root, "binary")
+def test_binary_source_can_be_stored_as_ternary(binary_checkpoint, tmp_path):
+    root = binary_checkpoint
     assert convert(root, "-o", tmp_path / "m.gguf", "--weights", "ternary") == 0
     assert types_of(tmp_path / "m.gguf")["dit." + TO_Q] == "PTQ1_0"
     assert convert(root, "--verify", tmp_path / "m.gguf") == 0
@@ -406,6 +404,10 @@ def test_sources_that_are_none(checkpoint, tmp_path, capsys):
 
 def test_unwritable_outputs(checkpoint, tmp_path, capsys, monkeypatch):
     assert "a directory" in fails(capsys, checkpoint, "-o", tmp_path)
+    weights = checkpoint / WEIGHTS["vae"]
+    before = weights.read_bytes()
+    assert "belongs to the source" in fails(capsys, checkpoint, "-o", weights)
+    assert weights.read_bytes() == before
     assert "cannot write there" in fails(capsys, checkpoint, "-o", tmp_path / "no" / "m.gguf")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(cli.shutil, "disk_usage", lambda _: usage)
