@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 
 from . import config, gguf, layout, stream, tokenizer
@@ -188,16 +189,17 @@ def check_disk(output: Path, total: int) -> str:
 def write_model(files: Files, plan: Plan, keys: dict[str, gguf.Value], output: Path) -> None:
     total = sum(i.found.entry.nbytes for i in plan.items)
     infos = [i.info for i in plan.items]
+
+    def work(piece: stream.Piece):
+        return stream.read_and_encode(files, piece)
+
     with gguf.Writer(output, keys, infos) as writer, Progress(total) as progress:
-
-        def work(piece: stream.Piece):
-            return stream.read_and_encode(files, piece)
-
-        for piece, data in stream.in_order(work, stream.pieces(plan.items)):
-            writer.write(data)
-            progress.advance(piece.source_bytes, piece.item.info.name)
-            if piece.last:
-                writer.end_tensor()
+        with closing(stream.in_order(work, stream.pieces(plan.items))) as results:
+            for piece, data in results:
+                writer.write(data)
+                progress.advance(piece.source_bytes, piece.item.info.name)
+                if piece.last:
+                    writer.end_tensor()
         writer.commit()
 
 

@@ -172,6 +172,10 @@ class TextEncoder:
         return self.layers == self.source_layers
 
 
+def _rope_type(inner: dict) -> object:
+    return inner.get("rope_type", inner.get("type", "default"))
+
+
 def _rope_theta(s: Settings) -> float:
     """Top level in older files, inside rope_parameters (or rope_scaling) in newer ones."""
     theta = s.get("rope_theta", None)
@@ -179,7 +183,7 @@ def _rope_theta(s: Settings) -> float:
         inner = s.get(key, None)
         if inner is None:
             continue
-        if not isinstance(inner, dict) or inner.get("rope_type", "default") != "default":
+        if not isinstance(inner, dict) or _rope_type(inner) != "default":
             raise s.fail(key, "rope_type 'default'", "scaled rotary embeddings are not implemented")
         theta = inner.get("rope_theta", theta)
     if type(theta) not in (int, float) or not 1 <= theta <= 1e9:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -111,10 +111,11 @@ def thread_count() -> int:
     return min(available, 16)
 
 
-def in_order(work: Callable, jobs: Iterator) -> Iterator[tuple]:
+def in_order(work: Callable, jobs: Iterator) -> Generator[tuple]:
     """(job, work(job)) in the order of jobs, a few of them computed ahead.
 
-    An exception, of a job or of the consumer, drops what has not been started.
+    An exception of a job, or closing the generator, drops what has not been started and waits for
+    what has; use contextlib.closing, so that no thread reads on after a failure.
     """
     threads = thread_count()
     pool = ThreadPoolExecutor(threads)

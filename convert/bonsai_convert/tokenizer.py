@@ -54,8 +54,11 @@ def _check_steps(s: Settings) -> None:
             f"{s.path}: 'pre_tokenizer' splits by {split.get('pattern')!r}, expected Qwen2's "
             f"pattern; {_ONLY_QWEN}"
         )
-    if byte_level.get("type") != "ByteLevel" or byte_level.get("add_prefix_space") is not False:
-        raise s.fail("pre_tokenizer", "ByteLevel without prefix space as second step", _ONLY_QWEN)
+    wanted = ("ByteLevel", False, False)
+    if tuple(byte_level.get(k) for k in ("type", "add_prefix_space", "use_regex")) != wanted:
+        raise s.fail(
+            "pre_tokenizer", "ByteLevel without prefix space and pattern as second step", _ONLY_QWEN
+        )
     model = s.get("model", None)
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise ConvertError(f"{s.path}: 'model' is not BPE; {_ONLY_QWEN}")

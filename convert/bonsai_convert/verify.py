@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,8 +155,9 @@ def verify(
 
     total = sum(i.found.entry.nbytes for i in items)
     t = _Tensor()
-    with Progress(total) as progress:
-        for piece, result in stream.in_order(work, stream.pieces(items)):
+    results = stream.in_order(work, stream.pieces(items))
+    with Progress(total) as progress, closing(results):
+        for piece, result in results:
             stored, exact, low_bit, error, norm = result
             t.sha.update(stored)
             t.exact, t.low_bit = t.exact and exact, t.low_bit and low_bit

@@ -69,6 +69,7 @@ def test_rope_theta_at_the_top_level_and_last_layer_after_the_norm(checkpoint):
     (TEXT, {"hidden_act": "gelu"}, "hidden_act"),
     (TEXT, {"use_sliding_window": True}, "use_sliding_window"),
     (TEXT, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "scaled rotary"),
+    (TEXT, {"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary"),
     (TEXT, {"rope_parameters": ...}, "rope_theta"),
     (TEXT, {"num_key_value_heads": 3}, "num_key_value_heads"),
     (VAE, {"_class_name": "AutoencoderKL"}, "AutoencoderKLFlux2"),

@@ -80,6 +80,7 @@ def set_added(**options):
     (lambda t: t.update(pre_tokenizer={"type": "ByteLevel"}), "pre_tokenizer"),
     (lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "x"}), "pattern"),
     (lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "prefix"),
+    (lambda t: t["pre_tokenizer"]["pretokenizers"][1].pop("use_regex"), "and pattern"),
     (set_model(type="Unigram"), "not BPE"),
     (set_model(byte_fallback=True), "byte_fallback"),
     (set_model(ignore_merges=True), "ignore_merges"),
