@@ -194,6 +194,7 @@ def write_model(files: Files, plan: Plan, keys: dict[str, gguf.Value], output: P
         return stream.read_and_encode(files, piece)
 
     with gguf.Writer(output, keys, infos) as writer, Progress(total) as progress:
+        writer.start()
         with closing(stream.in_order(work, stream.pieces(plan.items))) as results:
             for piece, data in results:
                 writer.write(data)

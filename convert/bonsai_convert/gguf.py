@@ -140,7 +140,8 @@ class Writer:
     """Writes beside the target under another name; only `commit` gives the file its name.
 
     Use as a context manager: leaving it without `commit`, by whatever exception, removes what has
-    been written.
+    been written. The file is made by `start`, inside the block: an interrupt that strikes while a
+    block is being entered would skip its cleanup.
     """
 
     def __init__(self, path: Path, keys: dict[str, Value], tensors: list[TensorInfo]) -> None:
@@ -152,15 +153,14 @@ class Writer:
         self._file = None
 
     def __enter__(self) -> Writer:
+        return self
+
+    def start(self) -> None:
+        """Make the file and write its header."""
         head, self._first_hash = encode_header(self._keys, self._tensors)
         self._file = open(self._temp, "xb", buffering=0)
-        try:
-            self._write(head)
-        except BaseException:
-            self.__exit__()
-            raise
+        self._write(head)
         self._start_tensor()
-        return self
 
     def _write(self, data) -> None:
         view = memoryview(data).cast("B")
@@ -203,7 +203,7 @@ class Writer:
     def __exit__(self, *_) -> None:
         if self._file is not None:
             self._file.close()
-            self._temp.unlink(missing_ok=True)
+        self._temp.unlink(missing_ok=True)  # gone after `commit`
 
 
 def _sync_directory(folder: Path) -> None:

@@ -36,6 +36,7 @@ def payloads():
 
 def write(path, data):
     with gguf.Writer(path, KEYS, TENSORS) as w:
+        w.start()
         for d in data:
             w.write(d[:5])
             w.write(d[5:])
@@ -67,6 +68,7 @@ def test_public_reader_agrees(tmp_path):
     path = tmp_path / "m.gguf"
     infos = [t for t in TENSORS if t.type is not types.PTQ1_0]  # a type it does not know
     with gguf.Writer(path, KEYS, infos) as w:
+        w.start()
         for t in infos:
             w.write(np.arange(t.nbytes, dtype=np.uint8))
             w.end_tensor()
@@ -98,6 +100,7 @@ def test_leaving_early_leaves_nothing(tmp_path, error):
     path.write_bytes(b"an older model")
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         with gguf.Writer(path, KEYS, TENSORS) as w:
+            w.start()
             w.write(payloads()[0])
             raise error
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
@@ -108,6 +111,7 @@ def test_wrong_amounts_are_refused(tmp_path):
     for action in ("short tensor", "early commit"):
         with pytest.raises(AssertionError):
             with gguf.Writer(tmp_path / "m.gguf", KEYS, TENSORS) as w:
+                w.start()
                 w.write(np.zeros(TENSORS[0].nbytes - (action == "short tensor"), np.uint8))
                 w.end_tensor()
                 w.commit()
