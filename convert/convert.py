@@ -7,7 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bonsai_convert.cli import main  # noqa: E402
+try:
+    from bonsai_convert.cli import main
+except ModuleNotFoundError as e:
+    sys.exit(f"convert.py: error: the Python package '{e.name}' is needed: pip install {e.name}")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -491,3 +491,14 @@ def test_pieces_cover_every_row_once(checkpoint, monkeypatch):
     assert rows == {n: t.rows for n, t in gguf.Reader(out).tensors.items()}
     assert len(seen) > len(rows)
     assert json.loads((checkpoint / "model_index.json").read_text())["is_distilled"]
+
+
+def test_missing_numpy_is_a_sentence(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('no', name='numpy')")
+    script = ROOT / "convert" / "convert.py"
+    done = subprocess.run(
+        [sys.executable, script, "--version"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("'numpy' is needed: pip install numpy")
