@@ -57,8 +57,8 @@ std::map<std::string, std::string> apply_metadata(Options& options) {
         use("size", !o.width && !o.height, [&](Text n, Text v) { parse_size(n, v, o); });
         use("steps", !o.steps, [&](Text n, Text v) { o.steps = parse_count(n, v, 1, 10000); });
         use("guidance", !o.guidance,
-            [&](Text n, Text v) { o.guidance = parse_float(n, v, 0, 1000); });
-        use("shift", !o.shift, [&](Text n, Text v) { o.shift = parse_float(n, v, 1e-3f, 1000); });
+            [&](Text n, Text v) { o.guidance = parse_float(n, v, -1, 1000); });
+        use("shift", !o.shift, [&](Text n, Text v) { o.shift = parse_float(n, v, 0, 1000); });
         use("noise_dtype", !o.noise_dtype,
             [&](Text n, Text v) { o.noise_dtype = parse_choice(n, v, dtype_names()); });
         use("timestep_dtype", !o.timestep_dtype,

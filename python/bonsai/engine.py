@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine: a model that is open. A thin layer; what it does is documented in bonsai.h."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Callable, Union
+
+import numpy as np
+from PIL import Image
+
+from ._lib import check, encode, ffi, lib, new_struct, text
+from ._progress import Bar
+from .errors import ArgumentError, Cancelled
+from .library import find_model
+from .types import STAGES, ModelInfo, Progress, Step, from_struct
+
+_log = logging.getLogger("bonsai")
+_DTYPES = ("f32", "f16", "bf16")
+_PRECISIONS = ("fast", "exact")
+
+ProgressArgument = Union[bool, Callable[[Progress], Any], None]
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> int:
+    if value not in choices:
+        raise ArgumentError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+    return choices.index(value)
+
+
+def _integer(name: str, value: Any, low: int, high: int, default: int = 0) -> int:
+    """In C a zero asks for the default; here None does, and a zero is the mistake it looks like."""
+    if value is None:
+        return default
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ArgumentError(f"{name}={value!r}: expected a whole number") from None
+    if not low <= number <= high:
+        raise ArgumentError(f"{name}={number}: expected {low} to {high}")
+    return number
+
+
+def _picture(rgb: Any, width: int, height: int) -> Image.Image:
+    return Image.frombytes("RGB", (width, height), bytes(ffi.buffer(rgb, width * height * 3)))
+
+
+class Engine:
+    """A model file, opened on a device.
+
+    model: path of a GGUF file; None takes $BONSAI_MODEL, else a model installed with bonsai.
+    device: "auto" or an id from bonsai.devices().
+    threads: None takes the physical cores this process may use.
+    precision: "fast" (int8 activations) or "exact" (float).
+    max_memory: bytes to stay below, by decoding in tiles.
+
+    Methods may be called from any thread; those of one engine that compute wait for each other.
+    Warnings of the engine go to the logger "bonsai".
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str = "fast",
+        *,
+        max_memory: int | None = None,
+    ) -> None:
+        self._ctx = None
+        self._idle = threading.Condition()
+        self._users: list[int] = []  # threads inside a call of the library
+        self._closing = False
+
+        @ffi.callback("bonsai_log_callback")
+        def log(line: Any, _user: Any) -> None:
+            _log.warning("%s", text(line))
+
+        device_name = ffi.new("char[]", encode("device", device))
+        params = ffi.new("bonsai_open_params *")
+        lib.bonsai_open_params_init(params)
+        params.threads = _integer("threads", threads, 1, 4096)
+        params.precision = _choice("precision", precision, _PRECISIONS)
+        params.max_memory = _integer("max_memory", max_memory, 1, 2**63)
+        params.device = device_name
+        params.log = self._log_callback = log
+        out = ffi.new("bonsai_context **")
+        check(lib.bonsai_open(encode("model", find_model(model)), params, out))
+        self._ctx = out[0]
+        info = new_struct("bonsai_model_info")
+        check(lib.bonsai_model_get_info(self._ctx, info))
+        self._info: ModelInfo = from_struct(ModelInfo, info)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Sizes, defaults, hash and origin of the model."""
+        return self._info
+
+    def generate(
+        self,
+        prompt: str,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
+        n: int = 1,
+        guidance: float | None = None,
+        progress: ProgressArgument = None,
+        callback: Callable[[Step], Any] | None = None,
+        *,
+        shift: float | None = None,
+        noise_dtype: str = "f32",
+        timestep_dtype: str = "f32",
+        preview_every: int = 0,
+    ) -> Image.Image | list[Image.Image]:
+        """Draws a picture, or a list of n pictures with the seeds seed, seed + 1, ...
+
+        None takes the model's default, and a random seed.
+        progress: True shows a line on a terminal; a function gets Progress objects.
+        callback: gets a Step after each step, with a preview every preview_every steps.
+        Both run on this thread; what they raise stops the drawing and is raised here, and so is
+        KeyboardInterrupt.
+
+        picture.info["bonsai"] holds the settings. Pillow keeps them when told to:
+        picture.save(path, pnginfo=bonsai.pnginfo(picture)).
+        """
+        bar = Bar() if progress is True else None
+        report = bar if bar is not None else progress or None
+        try:
+            images = self._draw(
+                prompt,
+                report,
+                callback,
+                width=width,
+                height=height,
+                steps=steps,
+                seed=seed,
+                n=_integer("n", n, 1, 10000),
+                guidance=guidance,
+                shift=shift,
+                noise_dtype=noise_dtype,
+                timestep_dtype=timestep_dtype,
+                preview_every=preview_every,
+            )
+        finally:
+            if bar is not None:
+                bar.close()
+        return images if n > 1 else images[0]
+
+    def stream(
+        self,
+        prompt: str,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
+        guidance: float | None = None,
+        *,
+        shift: float | None = None,
+        noise_dtype: str = "f32",
+        timestep_dtype: str = "f32",
+        preview_every: int = 0,
+    ) -> Iterator[Step]:
+        """Draws one picture on another thread and yields each step when it is done.
+
+        The last step holds the finished picture.
+        Leaving the loop early, or closing the iterator, stops the drawing.
+        """
+        steps_done: queue.SimpleQueue = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def stop_if_left(_progress: Progress) -> None:
+            if stop.is_set():
+                raise Cancelled("the stream was closed")
+
+        def work() -> None:
+            try:
+                (image,) = self._draw(
+                    prompt,
+                    stop_if_left,
+                    steps_done.put,
+                    width=width,
+                    height=height,
+                    steps=steps,
+                    seed=seed,
+                    n=1,
+                    guidance=guidance,
+                    shift=shift,
+                    noise_dtype=noise_dtype,
+                    timestep_dtype=timestep_dtype,
+                    preview_every=preview_every,
+                )
+                steps_done.put(image)
+            except BaseException as error:
+                steps_done.put(error)
+
+        worker = threading.Thread(target=work, name="bonsai-stream", daemon=True)
+        worker.start()
+        last: Step | None = None
+        try:
+            while True:
+                item = steps_done.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, Step) and item.step < item.steps:
+                    yield item
+                elif isinstance(item, Step):
+                    last = item  # held back until its picture is there
+                elif last is not None:
+                    yield Step(**{**vars(last), "image": item, "done": True})
+                    return
+        finally:
+            stop.set()
+            worker.join()
+
+    def encode_prompt(self, prompt: str) -> np.ndarray:
+        """What the transformer is conditioned on: float32 [max_tokens, prompt_width].
+
+        Padding rows are included.
+        """
+        out = np.empty((self._info.max_tokens, self._info.prompt_width), np.float32)
+        data = encode("prompt", prompt)
+
+        def call() -> None:
+            check(lib.bonsai_prompt_encode(ctx, data, ffi.from_buffer("float[]", out), out.size))
+
+        with self._use() as ctx:
+            self._interruptible(ctx, call)
+        return out
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Token ids of the template around the prompt, cut to max_tokens, not padded."""
+        ids = ffi.new("int32_t[]", self._info.max_tokens)
+        count = ffi.new("int32_t *")
+        with self._use() as ctx:
+            data = encode("prompt", prompt)
+            check(lib.bonsai_prompt_tokenize(ctx, data, ids, self._info.max_tokens, count))
+        return list(ids[0 : min(count[0], self._info.max_tokens)])
+
+    def close(self) -> None:
+        """Stops what still runs on other threads and releases the model. May be called again."""
+        with self._idle:
+            if threading.get_ident() in self._users:
+                raise ArgumentError("close() inside a callback; raise an exception instead")
+            self._closing = True
+            while self._users:
+                lib.bonsai_cancel(self._ctx)
+                self._idle.wait(0.05)
+            ctx, self._ctx = self._ctx, None
+        if ctx is not None:
+            lib.bonsai_close(ctx)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # __init__ may have failed before there was anything to close.
+        if getattr(self, "_ctx", None) is not None:
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._ctx is None else self._info.device
+        return f"<bonsai.Engine {self._info.name} ({self._info.variant}), {state}>"
+
+    @contextmanager
+    def _use(self) -> Iterator[Any]:
+        """The context, guarded against close() on another thread."""
+        me = threading.get_ident()
+        with self._idle:
+            if self._closing or self._ctx is None:
+                raise ArgumentError("the engine is closed")
+            self._users.append(me)
+        try:
+            yield self._ctx
+        finally:
+            with self._idle:
+                self._users.remove(me)
+                self._idle.notify_all()
+
+    @staticmethod
+    def _interruptible(ctx: Any, call: Callable[[], None]) -> None:
+        """Runs a call that has no callbacks so that Ctrl-C cancels it."""
+        if threading.current_thread() is not threading.main_thread():
+            return call()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(call)
+            try:
+                wait([future])
+            except BaseException:
+                while not future.done():
+                    lib.bonsai_cancel(ctx)
+                    wait([future], 0.05)
+                raise
+        return future.result()
+
+    def _draw(
+        self,
+        prompt: str,
+        on_progress: Callable[[Progress], Any] | None,
+        on_step: Callable[[Step], Any] | None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        raised: list[BaseException] = []
+
+        def keep(_type: Any, error: BaseException, _traceback: Any) -> None:
+            raised.append(error)
+
+        # Called even when nobody listens: running Python lets a pending KeyboardInterrupt through.
+        @ffi.callback("bonsai_progress_callback", error=1, onerror=keep)
+        def progress_callback(progress: Any, _user: Any) -> int:
+            if self._closing:
+                raise Cancelled("the engine was closed")
+            if on_progress is not None:
+                on_progress(from_struct(Progress, progress, stage=STAGES[progress.stage]))
+            return 0
+
+        @ffi.callback("bonsai_step_callback", error=1, onerror=keep)
+        def step_callback(step: Any, _user: Any) -> int:
+            shape = (step.latent_height, step.latent_width, step.latent_channels)
+            data = ffi.buffer(step.latents, 4 * shape[0] * shape[1] * shape[2])
+            latents = np.frombuffer(data, np.float32).reshape(shape).copy()
+            image = _picture(step.rgb, step.width, step.height) if step.rgb else None
+            on_step(Step(step.image, step.step, step.steps, step.sigma, latents, image))
+            return 0
+
+        text_data = ffi.new("char[]", encode("prompt", prompt))
+        params = self._params(**settings)
+        params.prompt = text_data
+        params.on_progress = progress_callback
+        if on_step is not None:
+            params.on_step = step_callback
+        images = ffi.new("bonsai_image[]", params.images)
+        with self._use() as ctx:
+            try:
+                status = lib.bonsai_generate(ctx, params, images)
+                if raised:
+                    raise raised[0]
+                check(status)
+                return [self._finish(image) for image in images]
+            finally:
+                for i in range(params.images):
+                    lib.bonsai_image_free(ffi.addressof(images, i))
+
+    @staticmethod
+    def _params(
+        width: int | None,
+        height: int | None,
+        steps: int | None,
+        seed: int | None,
+        n: int,
+        guidance: float | None,
+        shift: float | None,
+        noise_dtype: str,
+        timestep_dtype: str,
+        preview_every: int,
+    ) -> Any:
+        params = ffi.new("bonsai_generate_params *")
+        lib.bonsai_generate_params_init(params)
+        params.width = _integer("width", width, 1, 2**16)
+        params.height = _integer("height", height, 1, 2**16)
+        params.steps = _integer("steps", steps, 1, 10000)
+        params.images = n
+        params.seed = _integer("seed", seed, 0, 2**64 - 1, default=secrets.randbits(32))
+        params.preview_every = _integer("preview_every", preview_every, 0, 10000)
+        params.noise_dtype = _choice("noise_dtype", noise_dtype, _DTYPES)
+        params.timestep_dtype = _choice("timestep_dtype", timestep_dtype, _DTYPES)
+        if guidance is not None:
+            params.guidance = guidance
+        if shift is not None:
+            params.shift = shift
+        return params
+
+    @staticmethod
+    def _finish(image: Any) -> Image.Image:
+        picture = _picture(image.rgb, image.width, image.height)
+        if image.metadata:
+            picture.info["bonsai"] = text(image.metadata)
+        return picture

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What needs no open model: devices, noise, model files, metadata of pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from ._lib import check, encode, ffi, lib, new_struct, take_text, text
+from .errors import ArgumentError
+from .types import DeviceInfo, from_struct
+
+__version__: str = text(lib.bonsai_version())
+
+
+def find_model(model: str | os.PathLike | None = None) -> str | os.PathLike:
+    """model, else $BONSAI_MODEL, else the first *.gguf in share/bonsai of this Python."""
+    given = model if model is not None else os.environ.get("BONSAI_MODEL")
+    if given:
+        return given
+    installed = sorted((Path(sys.prefix) / "share" / "bonsai").glob("*.gguf"))
+    if not installed:
+        raise ArgumentError(
+            "no model: pass the path of a GGUF file or set BONSAI_MODEL; bonsai-convert makes one "
+            "from a Hugging Face checkpoint"
+        )
+    return installed[0]
+
+
+def devices() -> list[DeviceInfo]:
+    """All devices of this machine, the preferred one first."""
+    found = []
+    for index in range(lib.bonsai_device_count()):
+        info = new_struct("bonsai_device_info")
+        check(lib.bonsai_device_get_info(index, info))
+        found.append(from_struct(DeviceInfo, info))
+    return found
+
+
+def noise(seed: int, count: int) -> np.ndarray:
+    """float32 standard normals, those of torch.randn with a CPU generator; count is at least 16."""
+    out = np.empty(max(count, 0), np.float32)
+    check(lib.bonsai_noise(seed % 2**64, ffi.from_buffer("float[]", out), out.size))
+    return out
+
+
+def describe(path: str | os.PathLike) -> dict[str, Any]:
+    """What a GGUF file holds, ours or not."""
+    out = ffi.new("char **")
+    check(lib.bonsai_file_describe(encode("path", path), 1, out))
+    return json.loads(take_text(out[0]))
+
+
+def verify(path: str | os.PathLike) -> None:
+    """Compares all tensors with their hashes; ModelError names the first that differs."""
+    raised: list[BaseException] = []
+
+    def keep(_type: Any, error: BaseException, _traceback: Any) -> None:
+        raised.append(error)
+
+    # Runs Python between the tensors, so that Ctrl-C stops the check.
+    @ffi.callback("bonsai_verify_callback", error=1, onerror=keep)
+    def go_on(_fraction: float, _tensor: Any, _user: Any) -> int:
+        return 0
+
+    status = lib.bonsai_file_verify(encode("path", path), go_on, ffi.NULL)
+    if raised:
+        raise raised[0]
+    check(status)
+
+
+def read_metadata(path: str | os.PathLike) -> str:
+    """The lines "key: value" of a PNG that bonsai drew."""
+    out = ffi.new("char **")
+    check(lib.bonsai_png_read_metadata(encode("path", path), out))
+    return take_text(out[0])
+
+
+def pnginfo(picture: Image.Image) -> PngImagePlugin.PngInfo:
+    """The settings of a picture for `picture.save(path, pnginfo=...)`; Pillow drops them else."""
+    info = PngImagePlugin.PngInfo()
+    if "bonsai" in picture.info:
+        info.add_itxt("bonsai", picture.info["bonsai"])
+    return info
