@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine: drawing, encoding, errors."""
+
+from __future__ import annotations
+
+import logging
+
+import bonsai
+import numpy as np
+import pytest
+from bonsai import Engine
+from PIL import Image
+
+SMALL = {"width": 64, "height": 64, "steps": 2}
+
+
+def test_picture(shared_engine):
+    picture = shared_engine.generate("a red apple", width=96, height=64, steps=1, seed=1)
+    assert isinstance(picture, Image.Image)
+    assert (picture.mode, picture.size) == ("RGB", (96, 64))
+    assert "prompt: a red apple\n" in picture.info["bonsai"]
+
+
+def test_several_pictures_count_seeds_up(shared_engine):
+    pictures = shared_engine.generate("x", seed=2**64 - 1, n=2, **SMALL)
+    assert [type(p) for p in pictures] == [Image.Image] * 2
+    single = shared_engine.generate("x", seed=0, **SMALL)
+    assert np.array_equal(np.asarray(pictures[1]), np.asarray(single))
+    assert not np.array_equal(np.asarray(pictures[0]), np.asarray(single))
+
+
+def test_seed_is_random_and_recorded(shared_engine):
+    first, second = (shared_engine.generate("x", **SMALL).info["bonsai"] for _ in range(2))
+    assert "seed: " in first and first != second
+
+
+def test_metadata_survives_saving(shared_engine, tmp_path):
+    picture = shared_engine.generate("zwei\nZeilen 盆栽", seed=3, **SMALL)
+    picture.save(tmp_path / "a.png", pnginfo=bonsai.pnginfo(picture))
+    assert bonsai.read_metadata(tmp_path / "a.png") == picture.info["bonsai"]
+    with Image.open(tmp_path / "a.png") as again:
+        assert again.info["bonsai"] == picture.info["bonsai"]
+    picture.save(tmp_path / "bare.png")
+    with pytest.raises(bonsai.ModelError, match="metadata"):
+        bonsai.read_metadata(tmp_path / "bare.png")
+
+
+def test_settings_change_the_picture(shared_engine):
+    plain = np.asarray(shared_engine.generate("x", seed=3, **SMALL))
+    for settings in ({"shift": 1.5}, {"noise_dtype": "bf16"}, {"timestep_dtype": "bf16"}):
+        other = np.asarray(shared_engine.generate("x", seed=3, **SMALL, **settings))
+        assert not np.array_equal(plain, other), settings
+
+
+def test_guidance_of_an_undistilled_model(converted):
+    with Engine(converted("odd", weights="dense", seed=2)) as engine:
+        assert not engine.info.distilled
+        a, b = (engine.generate("x", 64, 64, 1, 1, guidance=g) for g in (1.0, 5.0))
+        assert not np.array_equal(np.asarray(a), np.asarray(b))
+        size = engine.generate("x", steps=1, seed=1).size
+        assert size == (engine.info.default_width, engine.info.default_height) == (96, 80)
+
+
+def test_info(shared_engine, model):
+    info = shared_engine.info
+    assert info.variant == "ternary" and info.distilled is True and info.device == "cpu"
+    assert info.size_multiple == 16 and info.max_tokens == 512
+    assert info.file_bytes == model.stat().st_size and len(info.hash) == 64
+    parts = info.transformer_bytes + info.text_encoder_bytes + info.vae_bytes
+    assert 0 < parts <= info.file_bytes
+    assert "ternary" in repr(shared_engine)
+
+
+def test_encode_prompt(shared_engine):
+    a, b = shared_engine.encode_prompt("an apple"), shared_engine.encode_prompt("a pear")
+    assert a.shape == (shared_engine.info.max_tokens, shared_engine.info.prompt_width)
+    assert a.dtype == np.float32 and np.isfinite(a).all() and not np.array_equal(a, b)
+    assert np.array_equal(a, shared_engine.encode_prompt("an apple"))
+
+
+def test_tokenize(shared_engine):
+    empty, text = shared_engine.tokenize(""), shared_engine.tokenize("an apple")
+    assert 0 < len(empty) < len(text) and all(isinstance(i, int) for i in text)
+    assert len(shared_engine.tokenize("apple " * 2000)) == shared_engine.info.max_tokens
+
+
+def test_long_prompt_is_logged(shared_engine, caplog):
+    with caplog.at_level(logging.WARNING, logger="bonsai"):
+        shared_engine.generate("apple " * 2000, seed=1, **SMALL)
+    assert any("512" in record.message for record in caplog.records)
+
+
+def test_progress_and_callback(shared_engine):
+    reports, steps = [], []
+    shared_engine.generate(
+        "x", seed=1, n=2, progress=reports.append, callback=steps.append, preview_every=2, **SMALL
+    )
+    assert [r.stage for r in reports if r.fraction == 1][-1] == "vae"
+    assert {r.stage for r in reports} == set(("text encoder", "denoise", "vae"))
+    assert all(0 <= r.fraction <= 1 and r.images == 2 for r in reports)
+    assert [(s.image_index, s.step) for s in steps] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert [s.image is not None for s in steps] == [False, True, False, True]
+    assert steps[0].latents.shape[:2] == (4, 4) and steps[1].sigma == 0
+    assert not np.array_equal(steps[0].latents, steps[1].latents), "copies"
+
+
+def test_stream(shared_engine):
+    steps = list(shared_engine.stream("x", seed=1, width=64, height=64, steps=3))
+    assert [s.step for s in steps] == [1, 2, 3]
+    assert [s.done for s in steps] == [False, False, True]
+    assert steps[0].image is None
+    whole = shared_engine.generate("x", seed=1, width=64, height=64, steps=3)
+    assert np.array_equal(np.asarray(steps[-1].image), np.asarray(whole))
+    assert steps[0].sigma > steps[1].sigma > steps[2].sigma == 0
+
+
+WRONG = {
+    "width 0": {"width": 0},
+    "width odd": {"width": 100},
+    "width text": {"width": "64"},
+    "width huge": {"width": 10**12},
+    "steps": {"steps": 0},
+    "steps float": {"steps": 1.5},
+    "seed": {"seed": -1},
+    "seed above 64 bits": {"seed": 2**64},
+    "n": {"n": 0},
+    "noise_dtype": {"noise_dtype": "f64"},
+    "shift": {"shift": float("nan")},
+    "guidance": {"guidance": float("nan")},
+}
+
+
+@pytest.mark.parametrize("settings", WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments(shared_engine, settings):
+    with pytest.raises(bonsai.ArgumentError) as error:
+        shared_engine.generate("x", **{"width": 64, "height": 64, "steps": 1, **settings})
+    assert isinstance(error.value, ValueError) and str(error.value)
+
+
+def test_wrong_prompts(shared_engine):
+    with pytest.raises(bonsai.ArgumentError, match="zero character"):
+        shared_engine.generate("a\0b", **SMALL)
+    with pytest.raises(bonsai.ArgumentError, match="UTF-8"):
+        shared_engine.generate("a\ud800b", **SMALL)
+
+
+def test_wrong_engines(model, tmp_path, monkeypatch):
+    (tmp_path / "text.gguf").write_text("no model " * 100)
+    with pytest.raises(bonsai.ModelError, match="text.gguf"):
+        Engine(tmp_path / "text.gguf")
+    with pytest.raises(bonsai.FileError, match="none.gguf") as error:
+        Engine(tmp_path / "none.gguf")
+    assert isinstance(error.value, OSError)
+    with pytest.raises(bonsai.BonsaiError, match="cuda:7"):
+        Engine(model, device="cuda:7")
+    with pytest.raises(bonsai.ArgumentError, match="fast"):
+        Engine(model, precision="best")
+    monkeypatch.delenv("BONSAI_MODEL", raising=False)
+    with pytest.raises(bonsai.ArgumentError, match="BONSAI_MODEL"):
+        Engine()
+    monkeypatch.setenv("BONSAI_MODEL", str(model))
+    Engine().close()
+
+
+def test_out_of_memory(model):
+    with Engine(model, max_memory=1 << 20) as engine:
+        with pytest.raises(bonsai.OutOfMemory) as error:
+            engine.generate("x", **SMALL)
+        assert isinstance(error.value, MemoryError)
+
+
+def test_exact_and_threads(model):
+    with Engine(model, threads=1) as one, Engine(model, precision="exact") as exact:
+        fast = np.asarray(one.generate("x", seed=1, **SMALL))
+        assert not np.array_equal(fast, np.asarray(exact.generate("x", seed=1, **SMALL)))
+
+
+def test_library_functions(model, tmp_path):
+    assert bonsai.devices()[0].id == "cpu"
+    assert bonsai.noise(1, 64).std() == pytest.approx(1, abs=0.4)
+    assert not np.array_equal(bonsai.noise(1, 64), bonsai.noise(2, 64))
+    with pytest.raises(bonsai.ArgumentError):
+        bonsai.noise(1, 3)
+    assert bonsai.describe(model)
+    bonsai.verify(model)
+    data = bytearray(model.read_bytes())
+    data[-100] ^= 1
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with pytest.raises(bonsai.ModelError, match="bad.gguf"):
+        bonsai.verify(tmp_path / "bad.gguf")
