@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixtures of tests/conftest.py (models, native programs) for the tests of the installed package."""
+"""The fixtures of tests/conftest.py, for the tests of the installed package."""
 
 from __future__ import annotations
 
