@@ -9,19 +9,19 @@
 
 #include "bonsai.h"
 
-static int32_t show_progress(const bonsai_progress *p, void *user) {
+static int32_t show_progress(const bonsai_progress* p, void* user) {
     (void)user;
     if (p->stage == BONSAI_STAGE_DENOISE)
         fprintf(stderr, "\rstep %d of %d", (int)p->step, (int)p->steps);
     return 0;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
     if (argc != 4) {
         fprintf(stderr, "usage: %s MODEL.gguf PROMPT OUTPUT.png\n", argv[0]);
         return 2;
     }
-    bonsai_context *ctx;
+    bonsai_context* ctx;
     if (bonsai_open(argv[1], NULL, &ctx) != BONSAI_OK) {
         fprintf(stderr, "%s\n", bonsai_last_error());
         return 1;

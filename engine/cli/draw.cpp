@@ -44,12 +44,29 @@ uint64_t random_seed() {
     return std::random_device()();
 }
 
+// Says the seed when the drawing has begun, that is when no argument can be wrong any more.
+struct Listener {
+    Console& console;
+    std::string seed_line;
+    bool seed_is_news; // drawn at random: printed even with -q
+    bool begun = false;
+
+    void progress(const bonsai_progress& progress) {
+        if (!begun && seed_is_news)
+            console.always(seed_line);
+        else if (!begun)
+            console.note(seed_line);
+        begun = true;
+        console.progress(progress);
+    }
+};
+
 int32_t on_progress(const bonsai_progress* progress, void* user) {
-    static_cast<Console*>(user)->progress(*progress);
+    static_cast<Listener*>(user)->progress(*progress);
     return received_signal() != 0;
 }
 
-bonsai_generate_params make_params(const Options& o, Console& console) {
+bonsai_generate_params make_params(const Options& o, Listener& listener) {
     bonsai_generate_params params;
     bonsai_generate_params_init(&params);
     params.prompt = o.prompt->c_str();
@@ -63,7 +80,7 @@ bonsai_generate_params make_params(const Options& o, Console& console) {
     params.noise_dtype = o.noise_dtype.value_or(params.noise_dtype);
     params.timestep_dtype = o.timestep_dtype.value_or(params.timestep_dtype);
     params.on_progress = on_progress;
-    params.user = &console;
+    params.user = &listener;
     return params;
 }
 
@@ -130,14 +147,10 @@ void run_draw(Options options, Console& console) {
         console.warning(*options.from + " was drawn with another model (hash " + hash->second +
                         "), the picture will differ");
     stop_if_signalled();
-    const std::string seed = "seed " + std::to_string(*options.seed);
-    if (drawn_seed)
-        console.always(seed);
-    else
-        console.note(seed);
 
     Images images(count);
-    const bonsai_generate_params params = make_params(options, console);
+    Listener listener{console, "seed " + std::to_string(*options.seed), drawn_seed};
+    const bonsai_generate_params params = make_params(options, listener);
     check(bonsai_generate(context.get(), &params, images.all.data()));
     console.clear();
     for (const bonsai_image& image : images.all) {

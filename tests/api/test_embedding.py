@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embedding the C library: the header's example, find_package and pkg-config on an installed tree."""
+"""Embedding the C library: the example of the header, find_package and pkg-config."""
 
 from __future__ import annotations
 

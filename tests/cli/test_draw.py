@@ -227,7 +227,7 @@ def test_failed_write_leaves_nothing_and_keeps_the_old_file(cli):
 
 def test_not_enough_memory(cli):
     result = cli("-p", "x", "--max-memory", "1M", "--size", "64x64")
-    assert result.code == 4 and "memory" in result.err, result
+    assert result.code == 4 and "smaller picture" in result.err, result
     assert cli.files() == []
 
 
