@@ -40,7 +40,7 @@ def version() -> str:
     from importlib import metadata
 
     try:
-        return metadata.version("bonsai")
+        return metadata.version("bonsai-image")
     except metadata.PackageNotFoundError:
         return "unknown"
 
