@@ -350,6 +350,7 @@ Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prom
         for (size_t i = 0; i < d.state.size(); ++i)
             d.state[i] += dt * d.change[i];
         monitor.step = k + 1;
+        BONSAI_TRY(monitor.tick(static_cast<double>(k + 1) / static_cast<double>(request.steps)));
         if (request.probe && monitor.image == 0) {
             const int64_t tokens = height * width, channels = config_.transformer.channels;
             BONSAI_TRY(show("velocity_" + std::to_string(k),
