@@ -188,13 +188,15 @@ def measure_latents(vae, st, batches=8):
     vae.bn.running_var.copy_(z.var(0))
 
 
-def noise_levels(n, device):
-    """Training noise levels: shifted logit-normal, 15 % exactly 1, 30 % the sampler's others."""
+def noise_levels(n, device, pure):
+    """Training noise levels: a share `pure` of exactly 1, a quarter of the sampler's others, the
+    rest shifted logit-normal. At 1 the caption alone must give the picture, so that is where the
+    sprites are learned; at low noise the input already shows them."""
     s = model.shifted(torch.sigmoid(torch.randn(n, device=device)))
     r = torch.rand(n, device=device)
     fixed = torch.tensor(model.schedule()[1:-1], device=device)
     own = fixed[torch.randint(len(fixed), (n,), device=device)]
-    return torch.where(r < 0.15, 1.0, torch.where(r < 0.45, own, s))
+    return torch.where(r < pure, 1.0, torch.where(r < pure + 0.25, own, s))
 
 
 def train_dit(args):
@@ -254,7 +256,7 @@ def dit_loss(st, net, batch, encode, encode_text, width, height, stop):
     with st.autocast():
         context = encode_text(ids, lengths)
         if stop is None:
-            s = noise_levels(n, st.device)
+            s = noise_levels(n, st.device, st.args.pure_noise)
             x = torch.lerp(x0, noise, s[:, None, None])
         else:
             x = model.sample(net, context.detach(), noise, h, w, stop=stop)
@@ -285,7 +287,8 @@ def main():
         c.add_argument("--no-compile", dest="compile", action="store_false")
         c.add_argument("--toy", action="store_true", help="hardly any width, to rehearse on a CPU")
     c.add_argument("--variant", choices=model.VARIANTS, default="ternary")
-    c.add_argument("--other-sizes", type=float, default=0.1, help="share of non-256x256 steps")
+    c.add_argument("--pure-noise", type=float, default=0.35, help="share trained at sigma 1")
+    c.add_argument("--other-sizes", type=float, default=0.15, help="share of non-256x256 steps")
     c.add_argument("--rollout", type=float, default=0.0,
                    help="share of steps that start from own samples (second half only)")
     c.add_argument("--eval-count", type=int, default=64, help="test captions a category")
