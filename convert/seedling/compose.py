@@ -28,7 +28,7 @@ def compose(scene, sprites, width=256, height=256):
         x, y, px = slot_box(slot, width, height)
         s = sprites.at(thing.sprite, px).astype(np.float32)
         tint = np.array(words.COLORS[thing.color], np.float32) / 255 if thing.color else 1.0
-        view = out[y:y + px, x:x + px]
+        view = out[y : y + px, x : x + px]
         view *= 1 - s[..., 3:] / 255
         view += s[..., :3] * tint
     return np.clip(out + 0.5, 0, 255).astype(np.uint8)

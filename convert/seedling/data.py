@@ -16,8 +16,12 @@ def layout(batch):
     """Scenes as tensors. `paste` rows (picture, sprite, colour or -1) are grouped by slot."""
     rows, counts = [], []
     for slot in scenes.SLOT_NAMES:
-        part = [(b, t.sprite, COLOR_INDEX[t.color] if t.color else -1)
-                for b, s in enumerate(batch) for name, t in s.objects if name == slot]
+        part = [
+            (b, t.sprite, COLOR_INDEX[t.color] if t.color else -1)
+            for b, s in enumerate(batch)
+            for name, t in s.objects
+            if name == slot
+        ]
         rows += part
         counts.append(len(part))
     ground = [(COLOR_INDEX[s.background[0]], COLOR_INDEX[s.background[-1]]) for s in batch]
@@ -42,9 +46,15 @@ class Batches(IterableDataset):
 
 
 def loader(batch, seed, tokenizer_dir, workers):
-    return iter(DataLoader(Batches(batch, seed, tokenizer_dir), batch_size=None,
-                           num_workers=workers, pin_memory=torch.cuda.is_available(),
-                           prefetch_factor=4 if workers else None))
+    return iter(
+        DataLoader(
+            Batches(batch, seed, tokenizer_dir),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )
+    )
 
 
 class Renderer:
@@ -53,8 +63,9 @@ class Renderer:
     def __init__(self, sprites, device, threads=8):
         self.sprites, self.device, self.threads = sprites, device, threads
         self.atlas = {}
-        self.colors = torch.tensor([words.COLORS[c] for c in scenes.COLOR_NAMES],
-                                   dtype=torch.float32, device=device)
+        self.colors = torch.tensor(
+            [words.COLORS[c] for c in scenes.COLOR_NAMES], dtype=torch.float32, device=device
+        )
 
     def sprites_at(self, px):
         """uint8 [sprites, 4, px, px], made once for each size."""
@@ -62,8 +73,9 @@ class Renderer:
             with ThreadPoolExecutor(self.threads) as pool:  # the resize runs without the GIL
                 stack = list(pool.map(lambda i: self.sprites.at(i, px), range(len(self.sprites))))
             self.sprites.at.cache_clear()
-            self.atlas[px] = torch.from_numpy(np.stack(stack)).to(self.device) \
-                .permute(0, 3, 1, 2).contiguous()
+            self.atlas[px] = (
+                torch.from_numpy(np.stack(stack)).to(self.device).permute(0, 3, 1, 2).contiguous()
+            )
         return self.atlas[px]
 
     @torch.no_grad()
@@ -76,12 +88,13 @@ class Renderer:
         paste, start = batch["paste"].to(self.device, non_blocking=True), 0
         for slot, n in zip(scenes.SLOT_NAMES, batch["counts"], strict=True):
             if n:
-                which, sprite, color = paste[start:start + n].unbind(1)
+                which, sprite, color = paste[start : start + n].unbind(1)
                 x, y, px = compose.slot_box(slot, width, height)
                 s = self.sprites_at(px)[sprite].float()
                 tint = torch.where(color[:, None] < 0, 1.0, self.colors[color.clamp(min=0)] / 255)
-                old = img[which, :, y:y + px, x:x + px]
-                img[which, :, y:y + px, x:x + px] = \
+                old = img[which, :, y : y + px, x : x + px]
+                img[which, :, y : y + px, x : x + px] = (
                     old * (1 - s[:, 3:] / 255) + s[:, :3] * tint[:, :, None, None]
+                )
                 start += n
         return img.add_(0.5).floor_().clamp_(0, 255) / 127.5 - 1

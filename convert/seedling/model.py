@@ -18,22 +18,50 @@ STEPS = 4
 SIZE = 256
 
 DIT_CONFIG = dict(
-    patch_size=1, in_channels=128, out_channels=None, num_layers=2, num_single_layers=8,
-    attention_head_dim=128, num_attention_heads=3, joint_attention_dim=768,
-    timestep_guidance_channels=256, mlp_ratio=3.0, axes_dims_rope=(32, 32, 32, 32),
-    rope_theta=2000, eps=1e-6, guidance_embeds=False)
+    patch_size=1,
+    in_channels=128,
+    out_channels=None,
+    num_layers=2,
+    num_single_layers=8,
+    attention_head_dim=128,
+    num_attention_heads=3,
+    joint_attention_dim=768,
+    timestep_guidance_channels=256,
+    mlp_ratio=3.0,
+    axes_dims_rope=(32, 32, 32, 32),
+    rope_theta=2000,
+    eps=1e-6,
+    guidance_embeds=False,
+)
 TEXT_CONFIG = dict(
-    vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=4,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-6,
-    rope_theta=1000000, max_position_embeddings=40960, tie_word_embeddings=True,
-    attention_bias=False, hidden_act="silu", use_sliding_window=False)
+    vocab_size=VOCAB,
+    hidden_size=256,
+    intermediate_size=512,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    rms_norm_eps=1e-6,
+    rope_theta=1000000,
+    max_position_embeddings=40960,
+    tie_word_embeddings=True,
+    attention_bias=False,
+    hidden_act="silu",
+    use_sliding_window=False,
+)
 VAE_CONFIG = dict(
-    block_out_channels=(32, 48, 96, 128), layers_per_block=1, latent_channels=32,
-    norm_num_groups=16, mid_block_add_attention=True, sample_size=256)
+    block_out_channels=(32, 48, 96, 128),
+    layers_per_block=1,
+    latent_channels=32,
+    norm_num_groups=16,
+    mid_block_add_attention=True,
+    sample_size=256,
+)
 TOY = dict(  # for rehearsals on a small CPU: same classes, hardly any width
     dit=dict(num_layers=1, num_single_layers=1, num_attention_heads=1, joint_attention_dim=384),
     text=dict(hidden_size=128, intermediate_size=128, num_attention_heads=2),
-    vae=dict(block_out_channels=(16, 16, 16, 16)))
+    vae=dict(block_out_channels=(16, 16, 16, 16)),
+)
 
 
 class LowBitLinear(nn.Linear):
@@ -147,9 +175,15 @@ class TextToVelocity(nn.Module):
 
     def velocity(self, x, sigma, context, h, w):
         """x [B, h*w, 128] at noise level sigma [B] in 0..1."""
-        return self.dit(hidden_states=x, encoder_hidden_states=context, timestep=sigma,
-                        img_ids=image_ids(h, w, x.device), txt_ids=text_ids(x.device),
-                        guidance=None, return_dict=False)[0]
+        return self.dit(
+            hidden_states=x,
+            encoder_hidden_states=context,
+            timestep=sigma,
+            img_ids=image_ids(h, w, x.device),
+            txt_ids=text_ids(x.device),
+            guidance=None,
+            return_dict=False,
+        )[0]
 
 
 def rotate(x, cos, sin):

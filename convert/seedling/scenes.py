@@ -41,20 +41,40 @@ CATEGORIES = ("single", "colors", "counting", "two_objects", "position", "bindin
 TRAINING_WEIGHTS = (0.34, 0.08, 0.16, 0.14, 0.15, 0.07, 0.06)
 COLOR_NAMES = tuple(words.COLORS)
 
-_LEADS = ("a picture of ", "an image of ", "a drawing of ", "a photo of ", "an illustration of ",
-          "an emoji of ", "an icon of ", "a painting of ", "draw ", "show me ", "please draw ")
+_LEADS = (
+    "a picture of ",
+    "an image of ",
+    "a drawing of ",
+    "a photo of ",
+    "an illustration of ",
+    "an emoji of ",
+    "an icon of ",
+    "a painting of ",
+    "draw ",
+    "show me ",
+    "please draw ",
+)
 _RELATIONS = {  # phrase -> slots of the first and the second object
-    "above": ("top", "bottom"), "over": ("top", "bottom"), "on top of": ("top", "bottom"),
-    "below": ("bottom", "top"), "under": ("bottom", "top"), "beneath": ("bottom", "top"),
+    "above": ("top", "bottom"),
+    "over": ("top", "bottom"),
+    "on top of": ("top", "bottom"),
+    "below": ("bottom", "top"),
+    "under": ("bottom", "top"),
+    "beneath": ("bottom", "top"),
     "underneath": ("bottom", "top"),
-    "to the left of": ("left", "right"), "left of": ("left", "right"),
+    "to the left of": ("left", "right"),
+    "left of": ("left", "right"),
     "on the left of": ("left", "right"),
-    "to the right of": ("right", "left"), "right of": ("right", "left"),
+    "to the right of": ("right", "left"),
+    "right of": ("right", "left"),
     "on the right of": ("right", "left"),
 }
-_RELATION_GROUPS = (("above", "over", "on top of"), ("below", "under", "beneath", "underneath"),
-                    ("to the left of", "left of", "on the left of"),
-                    ("to the right of", "right of", "on the right of"))
+_RELATION_GROUPS = (
+    ("above", "over", "on top of"),
+    ("below", "under", "beneath", "underneath"),
+    ("to the left of", "left of", "on the left of"),
+    ("to the right of", "right of", "on the right of"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +111,10 @@ class Grammar:
     """Draws scenes. The same `random.Random` state gives the same scene on every machine."""
 
     def __init__(self):
-        self.emoji = [Thing(i, (name, *aliases), plain=True)
-                      for i, (_, name, aliases) in enumerate(emoji_table())]
+        self.emoji = [
+            Thing(i, (name, *aliases), plain=True)
+            for i, (_, name, aliases) in enumerate(emoji_table())
+        ]
         self.shape_base = len(self.emoji)
         heart = self.shape_base + SHAPE_NAMES.index("heart")
         self.emoji.append(Thing(heart, ("heart",), "red", plain=True))
@@ -159,13 +181,16 @@ class Grammar:
         a = self.color_word(background[0], rng)
         if len(background) == 2:
             b = self.color_word(background[1], rng)
-            tail = rng.choice((
-                f"on {words.article(a)} to {b} gradient background",
-                f"on {words.article(a)} to {b} gradient",
-                f"on a gradient from {a} to {b}",
-                f"on a gradient background from {a} to {b}",
-                f"with {words.article(a)} to {b} gradient background",
-                f"on a background that fades from {a} to {b}"))
+            tail = rng.choice(
+                (
+                    f"on {words.article(a)} to {b} gradient background",
+                    f"on {words.article(a)} to {b} gradient",
+                    f"on a gradient from {a} to {b}",
+                    f"on a gradient background from {a} to {b}",
+                    f"with {words.article(a)} to {b} gradient background",
+                    f"on a background that fades from {a} to {b}",
+                )
+            )
             return "", " " + tail
         if background == ("white",) and rng.random() < 0.5:
             return "", ""
@@ -174,11 +199,16 @@ class Grammar:
             return "", f" on {words.article(a)} background"
         if r < 0.62:
             return f"on {words.article(a)} background, ", ""
-        return "", rng.choice((f" on {a}", f", {a} background",
-                               f" with {words.article(a)} background",
-                               f" against {words.article(a)} background",
-                               f" in front of {words.article(a)} background",
-                               f" over {words.article(a)} background"))
+        return "", rng.choice(
+            (
+                f" on {a}",
+                f", {a} background",
+                f" with {words.article(a)} background",
+                f" against {words.article(a)} background",
+                f" in front of {words.article(a)} background",
+                f" over {words.article(a)} background",
+            )
+        )
 
     # -- scenes --------------------------------------------------------------------------
 
@@ -227,8 +257,14 @@ class Grammar:
     def _three(self, rng, bg):
         things = self._different(rng, bg, 3, rng.random() < 0.25)
         a, b, c = (self.phrase(t, rng) for t in things)
-        text = rng.choice((f"{a}, {b} and {c}", f"{a}, {b}, and {c}", f"{a} above {b} and {c}",
-                           f"{a} and {b} and {c}"))
+        text = rng.choice(
+            (
+                f"{a}, {b} and {c}",
+                f"{a}, {b}, and {c}",
+                f"{a} above {b} and {c}",
+                f"{a} and {b} and {c}",
+            )
+        )
         return text, list(zip(LAYOUTS[3], things, strict=True))
 
     def scene(self, rng, category=None):

@@ -75,8 +75,9 @@ _DRAW = {
     "pentagon": lambda: _ngon(5),
     "hexagon": lambda: _ngon(6),
     "star": lambda: _ngon(5, inner=0.42),
-    "cross": lambda: _where(lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3)
-                            & (np.maximum(abs(x), abs(y)) < 0.92)),
+    "cross": lambda: _where(
+        lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 0.92)
+    ),
     "heart": _heart,
 }
 
@@ -122,11 +123,15 @@ def pack(path):
 
 
 # Pictures of text, near-duplicates of one another, or words that a caption uses otherwise.
-_SKIP = re.compile(r"button|keycap|clock$|thirty|input |symbol for|arrow$|arrows|middle finger"
-                   r"|fast-|track|heavy |circled|no one under|trade mark|copyright|registered")
+_SKIP = re.compile(
+    r"button|keycap|clock$|thirty|input |symbol for|arrow$|arrows|middle finger"
+    r"|fast-|track|heavy |circled|no one under|trade mark|copyright|registered"
+)
 _KEEP_CLOCK = {"alarm clock", "mantelpiece clock", "timer clock", "bow and arrow"}
-_BAD_ALIAS = re.compile(r"\d|\+|^-|^\W|^(?:x|o|m|a|b|fu|shit|hankey|harambe|art|date|notes?|mega|"
-                        r"sa|imp|on|up|end|top|soon|back|metal|compression|symbols|arrow.*)$")
+_BAD_ALIAS = re.compile(
+    r"\d|\+|^-|^\W|^(?:x|o|m|a|b|fu|shit|hankey|harambe|art|date|notes?|mega|"
+    r"sa|imp|on|up|end|top|soon|back|metal|compression|symbols|arrow.*)$"
+)
 
 
 def _clean(name):

@@ -22,8 +22,10 @@ def save(folder, stem, tensors):
         t = t.detach().cpu()
         if t.is_floating_point() and not name.startswith("f32/"):
             bits = t.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
-            arrays = {"h/" + name: (bits >> 8).astype(np.uint8),
-                      "l/" + name: (bits & 255).astype(np.uint8)}
+            arrays = {
+                "h/" + name: (bits >> 8).astype(np.uint8),
+                "l/" + name: (bits & 255).astype(np.uint8),
+            }
         else:
             arrays = {"x/" + name: t.numpy()}
         size = sum(a.nbytes for a in arrays.values())
@@ -56,8 +58,7 @@ def load(folder, stem):
 
 def save_module(folder, stem, module_state):
     """A state_dict; running statistics stay float32."""
-    save(folder, stem, {("f32/" + k if "running_" in k else k): v
-                        for k, v in module_state.items()})
+    save(folder, stem, {("f32/" + k if "running_" in k else k): v for k, v in module_state.items()})
 
 
 def load_module(folder, stem, module):

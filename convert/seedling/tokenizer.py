@@ -12,16 +12,41 @@ VOCAB = 2560  # rows of the embedding: BPE tokens, then the 26 added tokens
 MAX_TOKENS = 64
 CAPTIONS = 80_000
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>",
-           "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
-           "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
-           "<|video_pad|>")
-PLAIN = ("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
-         "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>",
-         "<think>", "</think>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+PLAIN = (
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
 # Pre-token pattern of the published Qwen2/Qwen3 tokenizer files.
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PREFIX = "<|im_start|>user\n"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 # Gives Qwen3's string for plain turns, with its enable_thinking switch.
@@ -31,7 +56,8 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false -%}"
-    "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}{%- endif -%}")
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}{%- endif -%}"
+)
 
 
 def _corpus():
@@ -62,13 +88,22 @@ def train():
 
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
-    tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), behavior="isolated", invert=False),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(_corpus(), trainers.BpeTrainer(
-        vocab_size=VOCAB - len(SPECIAL) - len(PLAIN), min_frequency=2, show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    tok.train_from_iterator(
+        _corpus(),
+        trainers.BpeTrainer(
+            vocab_size=VOCAB - len(SPECIAL) - len(PLAIN),
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tok.add_tokens([AddedToken(t, special=False, normalized=False) for t in PLAIN])
     assert tok.get_vocab_size() == VOCAB, tok.get_vocab_size()
@@ -81,26 +116,41 @@ def write(tok, folder):
     folder.mkdir(parents=True, exist_ok=True)
 
     def dump(name, obj):
-        (folder / name).write_text(json.dumps(obj, ensure_ascii=False, indent=2) + "\n",
-                                   encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(obj, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
 
     tok.save(str(folder / "tokenizer.json"))
     model = json.loads(tok.to_str())["model"]
     dump("vocab.json", model["vocab"])
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n",
-                                       encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8"
+    )
     ids = {t: tok.token_to_id(t) for t in (*SPECIAL, *PLAIN)}
     dump("added_tokens.json", ids)
     flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False)
-    dump("tokenizer_config.json", {
-        "add_bos_token": False, "add_prefix_space": False,
-        "added_tokens_decoder": {str(i): {"content": t, **flags, "special": t in SPECIAL}
-                                 for t, i in ids.items()},
-        "bos_token": None, "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>",
-        "errors": "replace", "model_max_length": 131072, "pad_token": "<|endoftext|>",
-        "padding_side": "right", "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer", "unk_token": None, "chat_template": CHAT_TEMPLATE})
+    dump(
+        "tokenizer_config.json",
+        {
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "added_tokens_decoder": {
+                str(i): {"content": t, **flags, "special": t in SPECIAL} for t, i in ids.items()
+            },
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "<|im_end|>",
+            "errors": "replace",
+            "model_max_length": 131072,
+            "pad_token": "<|endoftext|>",
+            "padding_side": "right",
+            "split_special_tokens": False,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 

@@ -23,8 +23,18 @@ import torch.nn.functional as F
 from . import data, evaluate, model, sprites, state, tokenizer
 
 # (width, height) of the pictures that are not 256 x 256.
-OTHER_SIZES = ((128, 128), (192, 192), (320, 320), (384, 384), (256, 384), (384, 256),
-               (192, 320), (320, 192), (128, 192), (192, 128))
+OTHER_SIZES = (
+    (128, 128),
+    (192, 192),
+    (320, 320),
+    (384, 384),
+    (256, 384),
+    (384, 256),
+    (192, 320),
+    (320, 192),
+    (128, 192),
+    (192, 128),
+)
 
 
 class Stage:
@@ -47,8 +57,9 @@ class Stage:
         self.mean_loss = None
         art = sprites.Sprites(args.sprites)
         self.renderer = data.Renderer(art, self.device)
-        self.batches = data.loader(args.batch, f"{args.seed}/{self.rank}", args.tokenizer,
-                                   args.workers)
+        self.batches = data.loader(
+            args.batch, f"{args.seed}/{self.rank}", args.tokenizer, args.workers
+        )
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -63,8 +74,13 @@ class Stage:
             for p in self.params:
                 dist.broadcast(p.data, 0)
         self.ema, self.ema_decay = [p.detach().clone() for p in self.params], ema_decay
-        self.opt = torch.optim.AdamW(self.params, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01,
-                                     fused=self.device.type == "cuda")
+        self.opt = torch.optim.AdamW(
+            self.params,
+            lr=0.0,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=self.device.type == "cuda",
+        )
 
     def running(self):
         """True until the time is over; keeps the ranks' clocks and learning rates equal."""
@@ -89,8 +105,7 @@ class Stage:
             flat = torch._utils._flatten_dense_tensors(grads)
             dist.all_reduce(flat)
             flat /= self.world
-            for g, r in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads),
-                            strict=True):
+            for g, r in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads), strict=True):
                 g.copy_(r)
         torch.nn.utils.clip_grad_norm_(self.params, 1.0)
         self.opt.step()
@@ -108,8 +123,11 @@ class Stage:
         if self.step == self.args.log_every:  # compilation lies before this mark
             self.mark = t, self.pictures
         rate = (self.pictures - self.mark[1]) / max(t - self.mark[0], 1e-6)
-        print(f"step {self.step} {t:.0f} s loss {self.mean_loss.item():.5f} {extra} "
-              f"{rate:.0f} pictures/s", flush=True)
+        print(
+            f"step {self.step} {t:.0f} s loss {self.mean_loss.item():.5f} {extra} "
+            f"{rate:.0f} pictures/s",
+            flush=True,
+        )
 
     def finish(self):
         """Put the averaged weights in place; only rank 0 goes on to save."""
@@ -123,9 +141,15 @@ class Stage:
 
     def note(self, stem, **figures):
         """Append this stage to the training diary in the state folder."""
-        line = dict(stage=stem, steps=self.step, pictures=self.pictures, world=self.world,
-                    seconds=round(time.time() - self.started), **figures,
-                    args={k: v for k, v in vars(self.args).items() if k != "fn"})
+        line = dict(
+            stage=stem,
+            steps=self.step,
+            pictures=self.pictures,
+            world=self.world,
+            seconds=round(time.time() - self.started),
+            **figures,
+            args={k: v for k, v in vars(self.args).items() if k != "fn"},
+        )
         with open(Path(self.args.state) / "diary.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
 
@@ -173,8 +197,7 @@ def train_vae(args):
     state.save_module(args.state, "vae", vae.state_dict())
     st.note("vae")
     latents = model.Latents(vae)
-    evaluate.report_vae(latents, st.renderer, args.size,
-                        Path(args.state) / f"vae-{args.size}.png")
+    evaluate.report_vae(latents, st.renderer, args.size, Path(args.state) / f"vae-{args.size}.png")
 
 
 def measure_latents(vae, st, batches=8):
@@ -215,8 +238,11 @@ def train_dit(args):
         for block in (*net.dit.transformer_blocks, *net.dit.single_transformer_blocks):
             block.compile(dynamic=False)
     if st.rank == 0:
-        print(f"{args.variant}, {'resumed' if resumed else 'from scratch'}, "
-              f"{sum(p.numel() for p in st.params)} parameters, {st.world} ranks", flush=True)
+        print(
+            f"{args.variant}, {'resumed' if resumed else 'from scratch'}, "
+            f"{sum(p.numel() for p in st.params)} parameters, {st.world} ranks",
+            flush=True,
+        )
     choose = random.Random(args.seed)  # equal on all ranks: sizes differ in cost
     while st.running():
         other, rollout = choose.random() < args.other_sizes, choose.random() < args.rollout
@@ -226,8 +252,7 @@ def train_dit(args):
         batch = next(st.batches)
         if other:
             with torch.compiler.set_stance("force_eager"):
-                loss, n = dit_loss(st, net, batch, latents.encode, net.context, width, height,
-                                   stop)
+                loss, n = dit_loss(st, net, batch, latents.encode, net.context, width, height, stop)
         else:
             loss, n = dit_loss(st, net, batch, encode_square, context, width, height, stop)
         st.update(loss, n)
@@ -238,8 +263,15 @@ def train_dit(args):
     st.note(args.variant, loss=round(st.mean_loss.item(), 5))
     encode = tokenizer.Encoder(args.tokenizer)
     with torch.compiler.set_stance("force_eager"):
-        evaluate.report(net, latents, encode, st.renderer, args.size,
-                        Path(args.state) / f"{args.variant}-{args.size}.png", args.eval_count)
+        evaluate.report(
+            net,
+            latents,
+            encode,
+            st.renderer,
+            args.size,
+            Path(args.state) / f"{args.variant}-{args.size}.png",
+            args.eval_count,
+        )
 
 
 def dit_loss(st, net, batch, encode, encode_text, width, height, stop):
@@ -268,8 +300,10 @@ def dit_loss(st, net, batch, encode, encode_text, width, height, stop):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     sub = p.add_subparsers(dest="stage", required=True)
-    for name, fn, batch, lr in (("vae", train_vae, 32, (7e-4, 1e-5)),
-                                ("dit", train_dit, 256, (1.2e-3, 1e-3))):
+    for name, fn, batch, lr in (
+        ("vae", train_vae, 32, (7e-4, 1e-5)),
+        ("dit", train_dit, 256, (1.2e-3, 1e-3)),
+    ):
         c = sub.add_parser(name)
         c.set_defaults(fn=fn)
         c.add_argument("--seconds", type=float, default=450, help="wall clock of the training loop")
@@ -289,8 +323,12 @@ def main():
     c.add_argument("--variant", choices=model.VARIANTS, default="ternary")
     c.add_argument("--pure-noise", type=float, default=0.35, help="share trained at sigma 1")
     c.add_argument("--other-sizes", type=float, default=0.15, help="share of non-256x256 steps")
-    c.add_argument("--rollout", type=float, default=0.0,
-                   help="share of steps that start from own samples (second half only)")
+    c.add_argument(
+        "--rollout",
+        type=float,
+        default=0.0,
+        help="share of steps that start from own samples (second half only)",
+    )
     c.add_argument("--eval-count", type=int, default=64, help="test captions a category")
     sub.choices["vae"].add_argument("--kl", type=float, default=2e-4)
     args = p.parse_args()

@@ -184,19 +184,57 @@ EMOJI_ALIASES = {
 }
 
 _IRREGULAR = {
-    "man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice",
-    "goose": "geese", "tooth": "teeth", "foot": "feet", "ox": "oxen", "die": "dice",
-    "leaf": "leaves", "wolf": "wolves", "knife": "knives", "loaf": "loaves", "calf": "calves",
-    "elf": "elves", "scarf": "scarves", "thief": "thieves", "tomato": "tomatoes",
-    "potato": "potatoes", "mango": "mangoes", "volcano": "volcanoes", "hero": "heroes",
-    "fireman": "firemen", "snowman": "snowmen", "policeman": "policemen",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "person": "people",
+    "mouse": "mice",
+    "goose": "geese",
+    "tooth": "teeth",
+    "foot": "feet",
+    "ox": "oxen",
+    "die": "dice",
+    "leaf": "leaves",
+    "wolf": "wolves",
+    "knife": "knives",
+    "loaf": "loaves",
+    "calf": "calves",
+    "elf": "elves",
+    "scarf": "scarves",
+    "thief": "thieves",
+    "tomato": "tomatoes",
+    "potato": "potatoes",
+    "mango": "mangoes",
+    "volcano": "volcanoes",
+    "hero": "heroes",
+    "fireman": "firemen",
+    "snowman": "snowmen",
+    "policeman": "policemen",
 }
 _UNCHANGED = {
-    "fish", "sheep", "deer", "bison", "moose", "squid", "shrimp", "sushi", "rice", "bread",
-    "dice", "feet", "series", "blowfish", "jellyfish", "swordfish", "chess", "asparagus",
+    "fish",
+    "sheep",
+    "deer",
+    "bison",
+    "moose",
+    "squid",
+    "shrimp",
+    "sushi",
+    "rice",
+    "bread",
+    "dice",
+    "feet",
+    "series",
+    "blowfish",
+    "jellyfish",
+    "swordfish",
+    "chess",
+    "asparagus",
 }
-_PREPOSITION = re.compile(r" (?:of|with|without|in|on|at|for|to|from|behind|over|facing|showing"
-                          r"|holding|pointing|tilted|blowing|not|done) ")
+_PREPOSITION = re.compile(
+    r" (?:of|with|without|in|on|at|for|to|from|behind|over|facing|showing"
+    r"|holding|pointing|tilted|blowing|not|done) "
+)
 
 
 def looks_plural(noun):
@@ -208,11 +246,11 @@ def looks_plural(noun):
 def plural(noun):
     """Plural of a noun phrase; the head noun stands before the first preposition."""
     cut = _PREPOSITION.search(noun)
-    head, tail = (noun[: cut.start()], noun[cut.start():]) if cut else (noun, "")
+    head, tail = (noun[: cut.start()], noun[cut.start() :]) if cut else (noun, "")
     if looks_plural(noun):
         return noun
     if head.startswith("person "):
-        return "people " + noun[len("person "):]
+        return "people " + noun[len("person ") :]
     words = head.split(" ")
     last = words[-1]
     if last in _IRREGULAR:
