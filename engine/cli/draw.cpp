@@ -4,7 +4,6 @@
 #include <iostream>
 #include <iterator>
 #include <random>
-#include <vector>
 
 #include "commands.h"
 #include "context.h"
@@ -17,16 +16,13 @@
 namespace bonsai::cli {
 namespace {
 
-// Pictures that free themselves.
-struct Images {
-    std::vector<bonsai_image> all;
-    explicit Images(int32_t count) : all(static_cast<size_t>(count)) {}
-    ~Images() {
-        for (bonsai_image& image : all)
-            bonsai_image_free(&image);
-    }
-    Images(const Images&) = delete;
-    Images& operator=(const Images&) = delete;
+// A picture that frees itself.
+struct Image {
+    bonsai_image value{};
+    Image() = default;
+    ~Image() { bonsai_image_free(&value); }
+    Image(const Image&) = delete;
+    Image& operator=(const Image&) = delete;
 };
 
 // All of standard input without the line end that editors and echo leave.
@@ -49,6 +45,8 @@ struct Listener {
     Console& console;
     std::string seed_line;
     bool seed_is_news; // drawn at random: printed even with -q
+    int32_t image;     // of images: the pictures are drawn and saved one by one
+    int32_t images;
     bool begun = false;
 
     void progress(const bonsai_progress& progress) {
@@ -57,7 +55,10 @@ struct Listener {
         else if (!begun)
             console.note(seed_line);
         begun = true;
-        console.progress(progress);
+        bonsai_progress of_all = progress;
+        of_all.image = image;
+        of_all.images = images;
+        console.progress(of_all);
     }
 };
 
@@ -74,7 +75,6 @@ bonsai_generate_params make_params(const Options& o, Listener& listener) {
     params.width = o.width.value_or(params.width);
     params.height = o.height.value_or(params.height);
     params.steps = o.steps.value_or(params.steps);
-    params.images = o.images.value_or(params.images);
     params.guidance = o.guidance.value_or(params.guidance);
     params.shift = o.shift.value_or(params.shift);
     params.noise_dtype = o.noise_dtype.value_or(params.noise_dtype);
@@ -148,15 +148,16 @@ void run_draw(Options options, Console& console) {
                         "), the picture will differ");
     stop_if_signalled();
 
-    Images images(count);
-    Listener listener{console, "seed " + std::to_string(*options.seed), drawn_seed};
-    const bonsai_generate_params params = make_params(options, listener);
-    check(bonsai_generate(context.get(), &params, images.all.data()));
-    console.clear();
-    for (const bonsai_image& image : images.all) {
-        const std::string path = output.save(image, *options.prompt);
-        console.note(summary(image));
-        if (path != "-") print_line(options.json ? json_line(image, path, options, model) : path);
+    Listener listener{console, "seed " + std::to_string(*options.seed), drawn_seed, 0, count};
+    bonsai_generate_params params = make_params(options, listener);
+    for (; listener.image < count; ++listener.image, ++params.seed) {
+        Image image;
+        check(bonsai_generate(context.get(), &params, &image.value));
+        console.clear();
+        const std::string path = output.save(image.value, *options.prompt);
+        console.note(summary(image.value));
+        if (path != "-")
+            print_line(options.json ? json_line(image.value, path, options, model) : path);
     }
     stop_if_signalled();
 }
