@@ -285,7 +285,7 @@ bonsai_status bonsai_model_get_info(const bonsai_context* ctx, bonsai_model_info
         full.distilled = config.distilled;
         full.max_tokens = static_cast<int32_t>(config.text.max_tokens);
         full.prompt_width = static_cast<int32_t>(config.text.prompt_width());
-        full.size_multiple = static_cast<int32_t>(Pipeline::kSizeMultiple);
+        full.size_multiple = static_cast<int32_t>(bonsai::kSizeMultiple);
         full.tensors = static_cast<int32_t>(pipeline.file().tensors().size());
         full.file_bytes = pipeline.file().file().size();
         full.transformer_bytes = pipeline.transformer().weights().bytes;

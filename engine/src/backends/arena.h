@@ -23,6 +23,8 @@ class Arena {
     void release(Tensor* tensor);
 
     size_t peak() const { return peak_; }
+    // Hands out addresses only: what would be written there need not be computed.
+    bool planning() const { return buffer_ == nullptr; }
 
   private:
     struct Block {

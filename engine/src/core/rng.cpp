@@ -5,6 +5,7 @@
 // lost: this file is compiled with floating-point contraction off.
 #include "core/rng.h"
 
+#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -97,6 +98,7 @@ void box_muller(float* block) {
 } // namespace
 
 void torch_cpu_randn(uint64_t seed, float* out, size_t count) {
+    assert(count >= 16);
     Uniforms uniforms(seed);
     for (size_t i = 0; i < count; ++i)
         out[i] = uniforms.next();

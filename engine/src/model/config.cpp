@@ -48,6 +48,9 @@ class Reader {
     std::string text(const char* key) {
         std::string_view value;
         note(file_.get(prefix_ + key, &value));
+        if (status_.ok() && value.find('\0') != std::string_view::npos) // would cut C strings short
+            status_ = fail(ErrorCode::kFormat, "%s: key %s%s contains a zero byte", path(),
+                           prefix_.c_str(), key);
         return std::string(value);
     }
     std::string text_or(const char* key, const char* fallback) {
@@ -124,7 +127,8 @@ Status read_transformer(const GgufFile& file, TransformerConfig* c) {
 
 Status read_vae(const GgufFile& file, VaeConfig* c) {
     Reader r(file, "bonsai.vae.");
-    c->latent_channels = r.integer("latent_channels", 1, 1 << 12);
+    // At least 4: noise is drawn 16 values at a time, and a token has 4 times as many channels.
+    c->latent_channels = r.integer("latent_channels", 4, 1 << 12);
     c->layers_per_block = r.integer("layers_per_block", 1, 64);
     c->norm_groups = r.integer("norm_groups", 1, 1 << 12);
     c->decoder_widths = r.integers("decoder_widths", 4, 4, 1, 1 << 14);
@@ -171,8 +175,8 @@ Status read_config(const GgufFile& file, Config* c) {
     c->source = r.text_or("general.source.repo_url", "");
     c->variant = r.text("bonsai.variant");
     c->distilled = r.boolean("bonsai.distilled");
-    c->default_width = r.integer("bonsai.default.width", 16, 1 << 16);
-    c->default_height = r.integer("bonsai.default.height", 16, 1 << 16);
+    c->default_width = r.integer("bonsai.default.width", kSizeMultiple, kMaxSide);
+    c->default_height = r.integer("bonsai.default.height", kSizeMultiple, kMaxSide);
     c->default_steps = r.integer("bonsai.default.steps", 1, 1000);
     c->default_guidance = static_cast<float>(r.number("bonsai.default.guidance", 0, 1000));
     c->prompt_prefix = r.text("bonsai.prompt.prefix");

@@ -10,6 +10,11 @@
 
 namespace bonsai {
 
+// Width and height of a picture are multiples of this, 8 by the VAE and 2 by the patches, and at
+// most that many pixels.
+constexpr int64_t kSizeMultiple = 16;
+constexpr int64_t kMaxSide = 16384;
+
 struct TextEncoderConfig {
     int64_t vocab_size, width, layers, heads, kv_heads, head_dim, ffn_width;
     float norm_eps;

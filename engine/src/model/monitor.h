@@ -25,7 +25,8 @@ struct Pipeline::Monitor {
     Clock::time_point start = Clock::now(), stage_start = start;
     double seconds[3] = {0, 0, 0};
     uint64_t peak[3] = {0, 0, 0};
-    uint64_t arena = 0; // the largest
+    uint64_t arena = 0;   // the largest
+    bool preview = false; // a preview is decoded: the stage's progress stands still
 
     void enter(bonsai_stage next) {
         stage = next;
@@ -38,6 +39,7 @@ struct Pipeline::Monitor {
     }
     Status tick(double fraction) {
         note_memory();
+        reached_ = preview ? reached_ : std::min(1.0, fraction);
         if (request.on_progress) {
             bonsai_progress progress{};
             progress.struct_size = sizeof progress;
@@ -46,7 +48,7 @@ struct Pipeline::Monitor {
             progress.images = static_cast<int32_t>(request.images);
             progress.step = stage == BONSAI_STAGE_DENOISE ? static_cast<int32_t>(step) : 0;
             progress.steps = static_cast<int32_t>(request.steps);
-            progress.fraction = std::min(1.0, fraction);
+            progress.fraction = reached_;
             progress.stage_seconds = since(stage_start);
             progress.total_seconds = since(start);
             if (!request.on_progress(progress))
@@ -60,6 +62,7 @@ struct Pipeline::Monitor {
     static double since(Clock::time_point begin) {
         return std::chrono::duration<double>(Clock::now() - begin).count();
     }
+    double reached_ = 0; // fraction of the stage
     void note_memory() { peak[stage] = std::max(peak[stage], resident_bytes()); }
 };
 

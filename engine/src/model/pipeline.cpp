@@ -12,7 +12,6 @@ namespace bonsai {
 
 namespace {
 
-constexpr int64_t kMaxSide = 16384;
 constexpr int64_t kMaxSteps = 1000;
 constexpr int64_t kMaxImages = 4096;
 
@@ -81,6 +80,7 @@ Status Pipeline::open(const std::string& path, const PipelineOptions& options,
     BONSAI_TRY(create_backend(options.device, options.backend, &pipeline->backend_));
     WeightLoader loader(file, *pipeline->backend_);
     BONSAI_TRY(pipeline->load(loader));
+    BONSAI_TRY(pipeline->check_ops());
     *out = std::move(pipeline);
     return Status();
 }
@@ -101,6 +101,17 @@ Status Pipeline::load(WeightLoader& loader) {
                         tensor.name.data());
     }
     return Status();
+}
+
+// Runs all stages on paper, so that weights which no op takes (a packed convolution, an address
+// that is not aligned) are refused now and not in the middle of a picture.
+Status Pipeline::check_ops() const {
+    bonsai_memory_plan plan{};
+    const Status status = plan_memory(kSizeMultiple, kSizeMultiple, &plan);
+    return status.ok() ? status
+                       : fail(ErrorCode::kFormat,
+                              "%s: the model cannot be computed: %s; convert the checkpoint again",
+                              file_->file().path().c_str(), status.message().c_str());
 }
 
 // Fills in defaults and checks what the caller asked for.
@@ -150,20 +161,29 @@ Status Pipeline::resolve(Request* r) const {
     return Status();
 }
 
+// The template and the prompt are tokenised as one text: pieces on both sides of a seam may merge.
+// The prompt is checked alone, so that a message counts bytes from its beginning.
+Status Pipeline::templated(const std::string& prompt, std::string* text) const {
+    BONSAI_TRY(Tokenizer::check_text(prompt));
+    *text = config_.prompt_prefix + prompt + config_.prompt_suffix;
+    return Status();
+}
+
 Status Pipeline::tokenize(const std::string& prompt, std::vector<int32_t>* ids) const {
-    // The template and the prompt are tokenised as one text: pieces on both sides of a seam may
-    // merge.
-    BONSAI_TRY(tokenizer_->encode(config_.prompt_prefix + prompt + config_.prompt_suffix, ids));
+    std::string text;
+    BONSAI_TRY(templated(prompt, &text));
+    BONSAI_TRY(tokenizer_->encode(text, ids));
     if (ids->size() > static_cast<size_t>(config_.text.max_tokens))
         ids->resize(static_cast<size_t>(config_.text.max_tokens));
     return Status();
 }
 
-Status Pipeline::encode(const std::string& text, Monitor& monitor, double first, double share,
+Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double first, double share,
                         Prompt* out) {
+    std::string text;
     std::vector<int32_t> ids;
-    BONSAI_TRY(tokenizer_->encode_padded(config_.prompt_prefix + text + config_.prompt_suffix,
-                                         static_cast<int32_t>(config_.text.max_tokens), &ids,
+    BONSAI_TRY(templated(prompt, &text));
+    BONSAI_TRY(tokenizer_->encode_padded(text, static_cast<int32_t>(config_.text.max_tokens), &ids,
                                          &out->tokens, &out->truncated));
     if (out->truncated && options_.log)
         options_.log(format("the prompt is longer than %lld tokens and was cut on the right",
@@ -279,10 +299,7 @@ Status Pipeline::start_denoising(const Run& run, const Request& request,
     for (int64_t k = 0; k < request.steps; ++k)
         timesteps.push_back(network_timestep(sigmas[static_cast<size_t>(k)],
                                              config_.schedule.train_steps, request.timestep_dtype));
-    BONSAI_TRY(transformer_.prepare(run, timesteps, text, height, width, &d->tables));
-    d->state.resize(static_cast<size_t>(height * width * channels));
-    d->change.resize(d->state.size());
-    return Status();
+    return transformer_.prepare(run, timesteps, text, height, width, &d->tables);
 }
 
 // Velocity of the present state, guidance applied, into d->change.
@@ -335,6 +352,8 @@ Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prom
     Denoising d;
     BONSAI_TRY(monitor.tick(0));
     BONSAI_TRY(start_denoising(run, request, rows, &d));
+    d.state.resize(static_cast<size_t>(height * width * config_.transformer.channels));
+    d.change.resize(d.state.size());
     noise_tokens(seed, config_.transformer.channels, height, width, request.noise_dtype,
                  d.state.data());
     BONSAI_TRY(run.show("noise",
@@ -385,7 +404,9 @@ Status Pipeline::report_step(const Request& request, int64_t step, const std::ve
         for (size_t i = 0; i < predicted.size(); ++i)
             predicted[i] -= info.sigma * d.change[i];
         bool tiled = false;
+        monitor.preview = true;
         BONSAI_TRY(decode(predicted, info.latent_height, info.latent_width, monitor, &tiled, &rgb));
+        monitor.preview = false;
         info.rgb = rgb.data();
     }
     return request.on_step(info) ? Status()

@@ -46,11 +46,10 @@ struct Picture {
     bonsai_stats stats{};
 };
 
+static_assert(kSizeMultiple == 2 * VaeDecoder::kScale, "patches of 2 x 2 latents");
+
 class Pipeline {
   public:
-    // Width and height are multiples of this: 8 by the VAE, 2 by the patches.
-    static constexpr int64_t kSizeMultiple = 2 * VaeDecoder::kScale;
-
     static Status open(const std::string& path, const PipelineOptions& options,
                        std::unique_ptr<Pipeline>* out);
 
@@ -59,7 +58,7 @@ class Pipeline {
     Status tokenize(const std::string& prompt, std::vector<int32_t>* ids) const;
     // [max_tokens, prompt_width]
     Status encode_prompt(const std::string& prompt, std::vector<float>* out);
-    Status plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan);
+    Status plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan) const;
 
     void cancel() { cancelled_ = true; }
     // Before work starts: forgets an earlier cancel().
@@ -85,8 +84,10 @@ class Pipeline {
     struct Denoising;
 
     Status load(WeightLoader& loader);
+    Status check_ops() const;
+    Status templated(const std::string& prompt, std::string* text) const;
     Status resolve(Request* request) const;
-    Status encode(const std::string& text, Monitor& monitor, double first, double share,
+    Status encode(const std::string& prompt, Monitor& monitor, double first, double share,
                   Prompt* out);
     Status denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
                    Monitor& monitor, std::vector<float>* latents);
@@ -105,7 +106,8 @@ class Pipeline {
     Status plan_denoise(const Request& request, size_t* bytes) const;
     Status plan_decode(int64_t height, int64_t width, size_t* bytes) const;
     int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
-    Status check_memory(const Request& request);
+    Status plan_request(const Request& request, bonsai_memory_plan* plan) const;
+    Status check_memory(const Request& request) const;
     uint64_t memory_limit() const;
     void evict(const WeightSet& weights) const;
     std::string metadata(const Request& request, uint64_t seed,

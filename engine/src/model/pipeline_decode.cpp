@@ -132,8 +132,10 @@ Status Pipeline::decode(const std::vector<float>& latents, int64_t height, int64
     return Status();
 }
 
-// Side of the largest tile that stays below the limit; 0: the whole picture does.
+// Side of the largest tile that stays below the limit; 0: the whole picture does, or the limit (0)
+// is not known.
 int64_t Pipeline::choose_tile(int64_t height, int64_t width, uint64_t limit) const {
+    if (limit == 0) return 0;
     size_t bytes = 0;
     const uint64_t weights = vae_.weights().bytes;
     if (plan_decode(height, width, &bytes).ok() && weights + bytes <= limit) return 0;

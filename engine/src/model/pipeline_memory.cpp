@@ -53,11 +53,16 @@ void Pipeline::evict(const WeightSet& weights) const {
         backend_->evict_weight(weight);
 }
 
-Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan) {
+Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan) const {
     Request request;
     request.width = width;
     request.height = height;
     BONSAI_TRY(resolve(&request));
+    return plan_request(request, plan);
+}
+
+// The same for a resolved request, whose steps and guidance count too.
+Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) const {
     const int64_t rows = request.height / kSizeMultiple, cols = request.width / kSizeMultiple;
     size_t text = 0, denoise = 0, decode = 0;
     BONSAI_TRY(plan_text(&text));
@@ -81,9 +86,9 @@ Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* 
 
 // Refuses what cannot work before any work is done. Weights are pages of the file that the system
 // may drop and read again, so only activations must fit unless the caller set a limit.
-Status Pipeline::check_memory(const Request& request) {
+Status Pipeline::check_memory(const Request& request) const {
     bonsai_memory_plan plan{};
-    BONSAI_TRY(plan_memory(request.width, request.height, &plan));
+    BONSAI_TRY(plan_request(request, &plan));
     const uint64_t activations = std::max(
         {plan.text_encoder_activations, plan.transformer_activations, plan.vae_activations});
     const uint64_t needed = options_.max_memory > 0 ? plan.peak : activations;

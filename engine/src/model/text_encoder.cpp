@@ -115,7 +115,7 @@ Status TextEncoder::encode(const Run& run, const int32_t* ids, int64_t n_real,
                            const Tensor& out) const {
     Buffers b;
     BONSAI_TRY(allocate(run.arena, n_real, &b));
-    BONSAI_TRY(write_rope(run.backend, config_, b.cos, b.sin));
+    if (!run.arena.planning()) BONSAI_TRY(write_rope(run.backend, config_, b.cos, b.sin));
     BONSAI_TRY(run.backend.embed_rows({token_embd_, ids, b.x}));
     size_t next = 0; // entry of out_layers
     for (int64_t i = 1; i <= config_.layers; ++i) {

@@ -185,8 +185,7 @@ void Tokenizer::encode_plain(std::string_view text, Scratch* scratch,
     }
 }
 
-Status Tokenizer::encode(std::string_view text, std::vector<int32_t>* ids) const {
-    ids->clear();
+Status Tokenizer::check_text(std::string_view text) {
     if (text.size() > kMaxTextBytes)
         return fail(ErrorCode::kArgument, "prompt of %zu bytes; expected at most %zu", text.size(),
                     kMaxTextBytes);
@@ -194,6 +193,12 @@ Status Tokenizer::encode(std::string_view text, std::vector<int32_t>* ids) const
     if (invalid != std::string_view::npos)
         return fail(ErrorCode::kArgument, "prompt: invalid UTF-8 at byte %zu (0x%02x)", invalid,
                     static_cast<unsigned>(static_cast<uint8_t>(text[invalid])));
+    return {};
+}
+
+Status Tokenizer::encode(std::string_view text, std::vector<int32_t>* ids) const {
+    ids->clear();
+    BONSAI_TRY(check_text(text));
     Scratch scratch;
     for (size_t from = 0; from < text.size();) {
         size_t position = text.size();

@@ -32,6 +32,9 @@ class Tokenizer {
     // Checks every entry; the message names the bad one.
     static Status create(const TokenizerData& data, std::unique_ptr<Tokenizer>* out);
 
+    // Whether encode takes the text: its length and its UTF-8.
+    static Status check_text(std::string_view text);
+
     // UTF-8 text to ids. Invalid UTF-8 is an error that gives the byte offset.
     Status encode(std::string_view text, std::vector<int32_t>* ids) const;
 

@@ -155,7 +155,8 @@ Status Transformer::prepare(const Run& run, const std::vector<float>& timesteps,
     const int64_t rows = text_tokens + latent_height * latent_width;
     BONSAI_TRY(arena.allocate(rows, config_.head_dim / 2, &out->cos));
     BONSAI_TRY(arena.allocate(rows, config_.head_dim / 2, &out->sin));
-    BONSAI_TRY(write_rope(backend, text_tokens, latent_width, out->cos, out->sin));
+    if (!arena.planning())
+        BONSAI_TRY(write_rope(backend, text_tokens, latent_width, out->cos, out->sin));
 
     BONSAI_TRY(arena.allocate(steps, 6 * width, &out->mod_image));
     BONSAI_TRY(arena.allocate(steps, 6 * width, &out->mod_text));
