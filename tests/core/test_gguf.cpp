@@ -106,6 +106,8 @@ TEST(lies_are_refused) {
     };
     lie("stands twice").u32("k", 1).u32("k", 2);
     lie("stands twice").tensor("t", 0, {1}, "abcd").tensor("t", 0, {1}, "abcd");
+    lie("control character").u32("a\x1b[31m", 1);
+    lie("control character").tensor("t\n", 0, {1}, "abcd");
     lie("not possible").tensor("t", 0, {0}, "");
     lie("not possible").tensor("t", 0, {uint64_t(1) << 62, 4}, "abcd");
     lie("not possible").tensor("t", 0, {uint64_t(1) << 33, uint64_t(1) << 33}, "abcd");

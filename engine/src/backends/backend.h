@@ -61,12 +61,11 @@ class Backend {
 
     virtual uint64_t memory_free() const { return device().memory_free; } // now, bytes
 
-    // -- memory
-    // ------------------------------------------------------------------------------------------------
+    // -- memory --
     virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;
     // Makes a weight of the mapped model file usable by ops. On devices with their own memory this
-    // uploads and the result lives in
-    // `*owner`; on the CPU it is the mapping itself and `*owner` stays empty.
+    // uploads and the result lives in `*owner`; on the CPU it is the mapping itself and `*owner`
+    // stays empty.
     virtual Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) = 0;
     // The weight will not be used for a while: its memory may go until the next use.
     virtual void evict_weight(const Tensor& weight) { (void)weight; }
@@ -76,8 +75,7 @@ class Backend {
     virtual Status copy(const Tensor& from,
                         const Tensor& to) = 0; // f32 of one shape, queued like an op
 
-    // -- queue
-    // ---------------------------------------------------------------------------------------------------
+    // -- queue --
     virtual Status synchronize() = 0;
     // Whole-step capture: ops between begin and end are recorded as well as run; replay runs them
     // again on the same addresses. Backends that gain nothing from it answer kUnsupported to
@@ -86,8 +84,7 @@ class Backend {
     virtual Status end_capture(std::unique_ptr<Capture>* out);
     virtual Status replay(const Capture& capture);
 
-    // -- ops
-    // -----------------------------------------------------------------------------------------------------
+    // -- ops --
     Status linear(const LinearArgs& args) { return checked(args, &Backend::do_linear); }
     Status rms_norm(const RmsNormArgs& args) { return checked(args, &Backend::do_rms_norm); }
     Status layer_norm(const LayerNormArgs& args) { return checked(args, &Backend::do_layer_norm); }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -38,10 +39,13 @@ uint64_t value_bytes(uint32_t type) {
     return type < sizeof bytes ? bytes[type] : 0;
 }
 
+} // namespace
+
 // Reads little-endian fields one after the other and never beyond the end.
-class Cursor {
+class GgufCursor {
   public:
-    Cursor(const MappedFile& file) : file_(file), data_(file.data()), size_(file.size()) {}
+    explicit GgufCursor(const MappedFile& file)
+        : file_(file), data_(file.data()), size_(file.size()) {}
 
     uint64_t position() const { return at_; }
     const uint8_t* here() const { return data_ + at_; }
@@ -84,6 +88,8 @@ class Cursor {
     uint64_t at_ = 0;
 };
 
+namespace {
+
 // For messages: at most 64 bytes, control characters replaced.
 std::string printable(std::string_view text) {
     std::string out(text.substr(0, 64));
@@ -93,7 +99,13 @@ std::string printable(std::string_view text) {
     return text.size() > 64 ? out + "..." : out;
 }
 
-Status parse_value(Cursor& cursor, const std::string& where, GgufValue* value) {
+// Names end up in messages, on terminals and in C strings.
+bool has_control_character(std::string_view text) {
+    return std::any_of(text.begin(), text.end(),
+                       [](char c) { return static_cast<unsigned char>(c) < 32 || c == 127; });
+}
+
+Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* value) {
     uint32_t type = 0;
     BONSAI_TRY(cursor.read("value type", &type));
     value->is_array = type == static_cast<uint32_t>(GgufType::kArray);
@@ -121,9 +133,12 @@ Status parse_value(Cursor& cursor, const std::string& where, GgufValue* value) {
     return Status();
 }
 
-Status parse_tensor(Cursor& cursor, const std::string& path, GgufTensor* tensor) {
+Status parse_tensor(GgufCursor& cursor, const std::string& path, GgufTensor* tensor) {
     BONSAI_TRY(cursor.string("tensor name", &tensor->name));
     const std::string name = printable(tensor->name);
+    if (has_control_character(tensor->name))
+        return fail(ErrorCode::kFormat, "%s: tensor name %s contains a control character",
+                    path.c_str(), name.c_str());
     uint32_t dims = 0;
     BONSAI_TRY(cursor.read("dimension count", &dims));
     if (dims < 1 || dims > 4)
@@ -191,7 +206,7 @@ Status GgufFile::parse() {
                     "%s: not a GGUF file%s; make one with: convert.py CHECKPOINT -o model.gguf",
                     path.c_str(), web_page ? " but a web page (a failed download?)" : "");
     }
-    Cursor cursor(*file_);
+    GgufCursor cursor(*file_);
     uint32_t version = 0;
     uint64_t tensor_count = 0, key_count = 0;
     BONSAI_TRY(cursor.skip("magic", 4));
@@ -207,7 +222,13 @@ Status GgufFile::parse() {
                     path.c_str(), static_cast<unsigned long long>(tensor_count),
                     static_cast<unsigned long long>(key_count),
                     static_cast<unsigned long long>(kMaxTensors));
+    BONSAI_TRY(parse_keys(cursor, key_count));
+    BONSAI_TRY(parse_tensors(cursor, tensor_count));
+    return place_tensors(cursor.position());
+}
 
+Status GgufFile::parse_keys(GgufCursor& cursor, uint64_t key_count) {
+    const std::string& path = file_->path();
     for (uint64_t i = 0; i < key_count; ++i) {
         std::string_view key;
         GgufValue value;
@@ -215,12 +236,20 @@ Status GgufFile::parse() {
         if (key.empty() || key.size() > kMaxKeyLength)
             return fail(ErrorCode::kFormat, "%s: key %llu has a length of %zu", path.c_str(),
                         static_cast<unsigned long long>(i), key.size());
+        if (has_control_character(key))
+            return fail(ErrorCode::kFormat, "%s: key %s contains a control character", path.c_str(),
+                        printable(key).c_str());
         BONSAI_TRY(parse_value(cursor, path + ": key " + printable(key), &value));
         if (!key_index_.emplace(key, keys_.size()).second)
             return fail(ErrorCode::kFormat, "%s: key %s stands twice", path.c_str(),
                         printable(key).c_str());
         keys_.emplace_back(key, value);
     }
+    return Status();
+}
+
+Status GgufFile::parse_tensors(GgufCursor& cursor, uint64_t tensor_count) {
+    const std::string& path = file_->path();
     for (uint64_t i = 0; i < tensor_count; ++i) {
         GgufTensor tensor;
         BONSAI_TRY(parse_tensor(cursor, path, &tensor));
@@ -229,7 +258,12 @@ Status GgufFile::parse() {
                         printable(tensor.name).c_str());
         tensors_.push_back(tensor);
     }
+    return Status();
+}
 
+// Turns offsets into the data, which begins behind the header, into offsets into the file.
+Status GgufFile::place_tensors(uint64_t header_end) {
+    const std::string& path = file_->path();
     int64_t alignment = 32;
     if (has("general.alignment")) BONSAI_TRY(get("general.alignment", &alignment));
     if (alignment <= 0 || alignment > int64_t(kMaxAlignment) || (alignment & (alignment - 1)) != 0)
@@ -238,7 +272,7 @@ Status GgufFile::parse() {
                     path.c_str(), static_cast<long long>(alignment),
                     static_cast<unsigned long long>(kMaxAlignment));
     const uint64_t mask = static_cast<uint64_t>(alignment) - 1;
-    const uint64_t data_start = (cursor.position() + mask) & ~mask;
+    const uint64_t data_start = (header_end + mask) & ~mask;
     uint64_t expected = 0; // tensors follow each other in order, each padded
     for (GgufTensor& tensor : tensors_) {
         const std::string name = printable(tensor.name);

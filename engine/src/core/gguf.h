@@ -2,11 +2,12 @@
 // GgufFile: reader of GGUF version 3 over a mapped file. Every length, count and offset is checked
 // against the file before use, so that whatever opens is safe to read.
 //
-//   "GGUF"  u32 version = 3  u64 tensor count  u64 key count
-//   key count times:    string key, u32 type, value        string = u64 length, bytes; array = u32
-//   type, u64 count, values tensor count times: string name, u32 dims, u64 ne[dims] (ne[0]
-//   contiguous), u32 type, u64 offset into the data zeros up to general.alignment (32), then the
-//   data; every offset is a multiple of the alignment
+//   "GGUF", u32 version = 3, u64 tensor count, u64 key count
+//   for each key: string name, u32 type, value
+//   for each tensor: string name, u32 dims, u64 ne[dims] (ne[0] contiguous), u32 type, u64 offset
+//   zeros up to general.alignment (32), then the data; every offset is a multiple of it
+//
+//   string: u64 length, bytes. Array: u32 type, u64 count, values.
 #pragma once
 
 #include <memory>
@@ -53,6 +54,8 @@ struct GgufValue {
     const uint8_t* data = nullptr; // first element
 };
 
+class GgufCursor;
+
 class GgufFile {
   public:
     static Status open(const std::string& path, std::unique_ptr<GgufFile>* out);
@@ -78,6 +81,9 @@ class GgufFile {
   private:
     GgufFile() = default;
     Status parse();
+    Status parse_keys(GgufCursor& cursor, uint64_t key_count);
+    Status parse_tensors(GgufCursor& cursor, uint64_t tensor_count);
+    Status place_tensors(uint64_t header_end);
     Status find_value(std::string_view key, const GgufValue** out) const;
     Status type_error(std::string_view key, const char* expected, const GgufValue& found) const;
 

@@ -3,12 +3,16 @@
 // that maps the same file.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
 #include "core/status.h"
 
 namespace bonsai {
+
+static_assert(sizeof(size_t) == 8, "files are larger than what 32 bits can address");
 
 class MappedFile {
   public:
