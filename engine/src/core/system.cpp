@@ -40,15 +40,15 @@ std::string first_line(const std::string& path) {
     return text;
 }
 
-// The value of "Key:   123 kB" in /proc/meminfo style files, in bytes.
-uint64_t kilobytes_of(const char* path, const char* key) {
+// The number behind `key` at the start of a line ("MemTotal:   123 kB", "inactive_file 123").
+uint64_t number_behind(const char* path, const char* key) {
     std::FILE* file = std::fopen(path, "r");
     if (!file) return 0;
     char line[256];
     uint64_t value = 0;
     while (std::fgets(line, sizeof line, file)) {
         if (std::strncmp(line, key, std::strlen(key)) == 0) {
-            value = std::strtoull(line + std::strlen(key), nullptr, 10) * 1024;
+            value = std::strtoull(line + std::strlen(key), nullptr, 10);
             break;
         }
     }
@@ -65,18 +65,24 @@ uint64_t cgroup_bytes(const char* name) {
 
 MemoryInfo system_memory() {
     MemoryInfo info;
-    info.total = kilobytes_of("/proc/meminfo", "MemTotal:");
-    info.available = kilobytes_of("/proc/meminfo", "MemAvailable:");
+    info.total = number_behind("/proc/meminfo", "MemTotal:") * 1024;
+    info.available = number_behind("/proc/meminfo", "MemAvailable:") * 1024;
     if (const uint64_t limit = cgroup_bytes("memory.max")) {
-        const uint64_t used = cgroup_bytes("memory.current");
+        // The group is charged for cached file pages, such as those of the model itself, which the
+        // system drops on demand.
+        const char* stat = "/sys/fs/cgroup/memory.stat";
+        const uint64_t cached =
+            number_behind(stat, "active_file ") + number_behind(stat, "inactive_file ");
+        const uint64_t charged = cgroup_bytes("memory.current");
+        const uint64_t used = charged > cached ? charged - cached : 0;
         info.total = std::min(info.total, limit);
-        info.available = std::min(info.available, limit > used ? limit - used : 0);
+        info.available = std::min(info.available, limit > used ? limit - used : 1); // 0: unknown
     }
     return info;
 }
 
 uint64_t resident_bytes() {
-    return kilobytes_of("/proc/self/status", "VmRSS:");
+    return number_behind("/proc/self/status", "VmRSS:") * 1024;
 }
 
 std::string cpu_name() {
