@@ -6,6 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
+#ifndef _WIN32
+#include <unistd.h>
+#endif
 
 #include "core/file_output.h"
 #include "core/png.h"
@@ -185,6 +188,16 @@ TEST(write_file_replaces_or_leaves_alone) {
     CHECK(fs::file_size(path) == 0);
     CHECK(dir.count() == 1);
 }
+
+#ifndef _WIN32
+TEST(write_file_steps_over_files_left_behind) {
+    const TempDir dir;
+    for (int i = 0; i < 60; ++i) // more than this program has written so far
+        std::ofstream(dir.path / format(".bonsai-%d-%d.tmp", static_cast<int>(getpid()), i)) << "x";
+    CHECK_OK(write_file(dir.file("picture"), "new", 3));
+    CHECK(dir.count() == 61);
+}
+#endif
 
 TEST(write_file_says_what_to_do) {
     const TempDir dir;

@@ -128,8 +128,15 @@ Status write_file(const std::string& path, const void* data, size_t size) {
         if (real != nullptr) target = real.get();
     }
 
-    const std::string temporary = temporary_name(target);
-    const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    // A process of the same number that was killed may have left its temporary file (in containers
+    // numbers repeat).
+    std::string temporary;
+    int fd = -1;
+    for (int attempt = 0; fd < 0 && attempt < 100; ++attempt) {
+        temporary = temporary_name(target);
+        fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (fd < 0 && errno != EEXIST) break;
+    }
     if (fd < 0) return write_error(path, errno);
     if (exists)
         (void)!::fchmod(fd, info.st_mode & 07777); // keeps the mode where the owner allows it
