@@ -24,6 +24,8 @@ constexpr uint8_t kSignature[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
 constexpr int kChannels = 3;
 // Keeps the stored form of the largest picture below the 2^31 - 1 bytes a chunk may have.
 constexpr uint64_t kMaxRawBytes = 0x7f000000;
+// What read_png_metadata takes, less room for the keyword.
+constexpr uint32_t kMaxMetadata = kPngTextLimit - 1024;
 
 void append_u32(std::vector<uint8_t>* out, uint32_t value) {
     for (int shift = 24; shift >= 0; shift -= 8)
@@ -250,9 +252,9 @@ Status encode_png(const uint8_t* rgb, int32_t width, int32_t height, const std::
     if ((row_size + 1) > kMaxRawBytes / static_cast<uint64_t>(height))
         return fail(ErrorCode::kUnsupported, "%d x %d pixels do not fit into a PNG of one chunk",
                     width, height);
-    if (metadata.size() > kPngTextLimit / 2)
+    if (metadata.size() > kMaxMetadata)
         return fail(ErrorCode::kArgument, "metadata of %zu bytes; at most %u are kept in a PNG",
-                    metadata.size(), kPngTextLimit / 2);
+                    metadata.size(), kMaxMetadata);
 
     std::vector<uint8_t> rows;
     BONSAI_TRY(compress_rows(rgb, row_size, static_cast<size_t>(height), &rows));

@@ -19,9 +19,12 @@ constexpr char kPngKeyword[] = "bonsai";
 Status encode_png(const uint8_t* rgb, int32_t width, int32_t height, const std::string& metadata,
                   std::vector<uint8_t>* png);
 
+// Bytes of a text chunk. The longest prompt that the tokenizer takes, 1 MB, fits with every byte
+// escaped: what can be drawn can be saved.
+constexpr uint32_t kPngTextLimit = 1u << 22;
+
 // The text under kPngKeyword, as UTF-8 without NUL. Reads chunk by chunk and never more than
 // kPngTextLimit at once, so a damaged or hostile file costs an error, not memory.
-constexpr uint32_t kPngTextLimit = 1u << 20;
 Status read_png_metadata(const std::string& path, std::string* metadata);
 
 // One metadata line: "key: value\n", with backslash, newline and carriage return in value written
