@@ -132,8 +132,8 @@ BONSAI_API void bonsai_open_params_init(bonsai_open_params* params);
 BONSAI_API bonsai_status bonsai_open(const char* path, const bonsai_open_params* params,
                                      bonsai_context** ctx);
 
-/* Cancels what still runs on other threads, waits for it and releases everything. NULL is allowed.
- */
+/* Cancels what runs or waits on other threads, waits until it has returned and releases everything.
+ * Not from a callback of ctx. NULL is allowed. */
 BONSAI_API void bonsai_close(bonsai_context* ctx);
 
 typedef struct bonsai_model_info {

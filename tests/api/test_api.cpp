@@ -4,7 +4,12 @@
 #include "bonsai.h"
 
 #include <atomic>
+#include <chrono>
 #include <thread>
+
+#ifdef __linux__
+#include <sys/resource.h>
+#endif
 
 #include "support/tiny_model.h"
 #include "test.h"
@@ -112,10 +117,16 @@ TEST(wrong_arguments_are_explained) {
     params = request(nullptr, 0);
     CHECK(bonsai_generate(c.ctx, &params, &image) == BONSAI_ERR_ARGUMENT &&
           last_error_says("prompt is NULL"));
-    params = request("\xff\xfe", 0);
+    params = request("a\xff\xfe", 0);
     CHECK(bonsai_generate(c.ctx, &params, &image) == BONSAI_ERR_ARGUMENT &&
-          last_error_says("UTF-8"));
-    CHECK(bonsai_generate(nullptr, &params, &image) == BONSAI_ERR_ARGUMENT);
+          last_error_says("invalid UTF-8 at byte 1 (0xff)"));
+    params = request("x", 0);
+    params.noise_dtype = 9;
+    CHECK(bonsai_generate(c.ctx, &params, &image) == BONSAI_ERR_ARGUMENT &&
+          last_error_says("noise_dtype 9"));
+    std::memset(&image, 0x55, sizeof image);
+    CHECK(bonsai_generate(nullptr, &params, &image) == BONSAI_ERR_ARGUMENT &&
+          image.rgb == nullptr && image.metadata == nullptr);
     bonsai_model_info info;
     info.struct_size = 0;
     CHECK(bonsai_model_get_info(c.ctx, &info) == BONSAI_ERR_ARGUMENT &&
@@ -140,6 +151,37 @@ TEST(long_prompts_are_cut_and_empty_ones_drawn) {
     CHECK(draw(c.ctx, request("", 0)).size() == 32 * 32 * 3);
 }
 
+TEST(whatever_is_drawn_can_be_saved) {
+    const Context c;
+    const std::string newlines((1 << 20) - 10, '\n'); // two bytes each in the metadata
+    const bonsai_generate_params params = request(newlines.c_str(), 0);
+    bonsai_image image;
+    uint8_t* png = nullptr;
+    size_t size = 0;
+    CHECK(bonsai_generate(c.ctx, &params, &image) == BONSAI_OK);
+    CHECK(bonsai_image_encode_png(&image, &png, &size) == BONSAI_OK && size > newlines.size());
+    bonsai_free(png);
+    bonsai_image_free(&image);
+    const std::string longer(1 << 20, 'x');
+    const bonsai_generate_params refused = request(longer.c_str(), 0);
+    CHECK(bonsai_generate(c.ctx, &refused, &image) == BONSAI_ERR_ARGUMENT &&
+          last_error_says("at most"));
+}
+
+#ifdef __linux__
+TEST(a_plan_costs_no_memory) {
+    const Context c;
+    rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    bonsai_memory_plan plan;
+    plan.struct_size = sizeof plan;
+    CHECK(bonsai_plan_memory(c.ctx, 16384, 16384, &plan) == BONSAI_OK);
+    getrusage(RUSAGE_SELF, &after);
+    CHECK(plan.transformer_activations > uint64_t(1) << 30);
+    CHECK(after.ru_maxrss - before.ru_maxrss < 50000); // kilobytes
+}
+#endif
+
 TEST(a_limit_below_need_is_an_error_and_a_low_one_makes_tiles) {
     const Context tight(2, BONSAI_PRECISION_FAST, 100000);
     bonsai_image image;
@@ -160,8 +202,8 @@ TEST(a_limit_below_need_is_an_error_and_a_low_one_makes_tiles) {
 
 TEST(callbacks_see_progress_and_can_stop) {
     struct Seen {
-        int progress = 0, steps = 0, previews = 0, stop_at = 1000000;
-        double last = 0;
+        int progress = 0, steps = 0, previews = 0, stop_at = 1000000, stage = -1;
+        double last = 0, fraction = 0;
         bonsai_context* ctx = nullptr;
         bonsai_status reentrant = BONSAI_OK;
     } seen;
@@ -174,6 +216,8 @@ TEST(callbacks_see_progress_and_can_stop) {
         Seen& s = *static_cast<Seen*>(user);
         if (p->fraction < 0 || p->fraction > 1 || p->total_seconds < s.last) return 1;
         s.last = p->total_seconds;
+        if (p->stage == s.stage && p->fraction < s.fraction) return 1; // previews included
+        s.stage = p->stage, s.fraction = p->fraction;
         bonsai_image image;
         const bonsai_generate_params again = request("again", 0);
         s.reentrant = bonsai_generate(s.ctx, &again, &image);
@@ -226,9 +270,20 @@ TEST(threads_share_a_context_and_close_cancels) {
     });
     while (!started)
         std::this_thread::yield();
+    bonsai_status waiting_status = BONSAI_OK;
+    std::atomic<bool> waits{false};
+    std::thread waiting([&] {
+        bonsai_image image;
+        waits = true;
+        waiting_status = bonsai_generate(doomed->ctx, &params, &image);
+    });
+    while (!waits)
+        std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(200)); // by then it is inside
     delete doomed;
     drawing.join();
-    CHECK(status == BONSAI_ERR_CANCELLED);
+    waiting.join();
+    CHECK(status == BONSAI_ERR_CANCELLED && waiting_status == BONSAI_ERR_CANCELLED);
 }
 
 TEST(prompts_are_tokenised_and_encoded) {
@@ -269,4 +324,75 @@ TEST(missing_extra_and_misshaped_tensors_are_named) {
     test::TinyModel foreign([&](const std::string& n) { return n != left_out; });
     foreign.file().tensor(left_out, 35, {256, 64}, std::string(66 * 64, '\0'));
     CHECK(opens(foreign.file().bytes()) == BONSAI_ERR_UNSUPPORTED && last_error_says("TQ2_0"));
+}
+
+// The file with another 32-bit value for a key.
+template <typename T> static std::string patched(const char* key, T value) {
+    std::string bytes = test::TinyModel().file().bytes();
+    const size_t at = bytes.find(key) + std::strlen(key) + 4; // behind the type
+    std::memcpy(&bytes[at], &value, 4);
+    return bytes;
+}
+
+TEST(impossible_values_are_refused_when_opened) {
+    const struct {
+        std::string bytes;
+        const char* message;
+    } cases[] = {
+        {patched("bonsai.vae.latent_channels", 1u), "latent_channels is 1, expected 4"},
+        {patched("bonsai.default.width", 65536u), "width is 65536, expected 16 to 16384"},
+        {patched("bonsai.te.norm_eps", 0.0f), "cannot be computed: rms_norm: eps 0"},
+        {patched("bonsai.te.max_tokens", 0u), "max_tokens is 0"},
+        {patched("bonsai.dit.heads", 3u), "expected 192 x 32"},
+        {patched("bonsai.vae.norm_groups", 7u), "not a multiple of norm_groups"},
+    };
+    for (const auto& c : cases) {
+        const test::TempFile file(c.bytes);
+        bonsai_context* ctx = nullptr;
+        CHECK(bonsai_open(file.path().c_str(), nullptr, &ctx) == BONSAI_ERR_FORMAT);
+        CHECK(last_error_says(c.message));
+        bonsai_close(ctx);
+    }
+}
+
+// Numbers that no converter writes: an error or a small picture, never a crash.
+TEST(every_number_may_lie) {
+    const char* const keys[] = {"te.vocab_size",       "te.width",
+                                "te.layers",           "te.heads",
+                                "te.kv_heads",         "te.head_dim",
+                                "te.ffn_width",        "te.max_tokens",
+                                "dit.double_blocks",   "dit.single_blocks",
+                                "dit.heads",           "dit.head_dim",
+                                "dit.in_channels",     "dit.context_width",
+                                "dit.mlp_width",       "dit.time_channels",
+                                "vae.latent_channels", "vae.layers_per_block",
+                                "vae.norm_groups",     "schedule.train_steps",
+                                "default.width",       "default.steps",
+                                "te.norm_eps",         "dit.rope_theta",
+                                "vae.bn_eps",          "schedule.shift",
+                                "format_version"};
+    int opened = 0;
+    for (const char* key : keys) {
+        for (const uint32_t value : {0u, 1u, 2u, 3u, 24u, 65536u, 0x7fffffffu, 0xffffffffu}) {
+            const test::TempFile file(patched((std::string("bonsai.") + key).c_str(), value));
+            bonsai_context* ctx = nullptr;
+            if (bonsai_open(file.path().c_str(), nullptr, &ctx) != BONSAI_OK) {
+                CHECK(ctx == nullptr && last_error_says(file.path().c_str()));
+                continue;
+            }
+            ++opened;
+            bonsai_memory_plan plan;
+            plan.struct_size = sizeof plan;
+            bonsai_generate_params params = request("x", 0);
+            params.width = params.height = 16;
+            params.steps = 1;
+            if (bonsai_plan_memory(ctx, 16, 16, &plan) == BONSAI_OK && plan.peak < 50000000) {
+                bonsai_image image;
+                if (bonsai_generate(ctx, &params, &image) == BONSAI_OK) CHECK(image.width == 16);
+                bonsai_image_free(&image);
+            }
+            bonsai_close(ctx);
+        }
+    }
+    CHECK(opened > 8); // max_tokens, default sizes and steps: some values are merely odd
 }

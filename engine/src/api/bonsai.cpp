@@ -3,10 +3,12 @@
 #include "bonsai.h"
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 #include <thread>
 
 #include "core/describe.h"
@@ -23,14 +25,35 @@ using bonsai::Status;
 
 struct bonsai_context {
     std::unique_ptr<Pipeline> pipeline;
-    std::mutex busy;                    // held by the call that computes
-    std::atomic<std::thread::id> owner; // thread that holds it
-    std::atomic<bool> closing{false};
+    mutable std::mutex mutex; // guards what follows
+    mutable std::condition_variable changed;
+    mutable int calls = 0; // that are inside, waiting ones included: close waits for all
+    bool busy = false;     // one of them computes
+    std::thread::id owner; // the thread that does
+    bool closing = false;
 };
 
 namespace {
 
 thread_local std::string last_error;
+
+// The message of a failure. Runs out of memory quietly: callers still have the status.
+void remember(const Status& status) noexcept {
+    try {
+        last_error = status.message();
+    } catch (...) {
+        last_error.clear();
+    }
+}
+
+// Nothing may be thrown in a handler: the text without `what` is short enough to need no memory.
+Status unexpected(const char* what) noexcept {
+    try {
+        return Status(ErrorCode::kInternal, std::string("unexpected: ") + what);
+    } catch (...) {
+        return Status(ErrorCode::kInternal, "unexpected");
+    }
+}
 
 // Runs body, turns exceptions into statuses and remembers the message.
 template <typename Body> bonsai_status guarded(const Body& body) {
@@ -39,12 +62,14 @@ template <typename Body> bonsai_status guarded(const Body& body) {
         status = body();
     } catch (const std::bad_alloc&) {
         status = Status(ErrorCode::kMemory, "out of memory");
+    } catch (const std::length_error&) { // a container asked for more than there can be
+        status = Status(ErrorCode::kMemory, "out of memory");
     } catch (const std::exception& error) {
-        status = Status(ErrorCode::kInternal, std::string("unexpected: ") + error.what());
+        status = unexpected(error.what());
     } catch (...) {
-        status = Status(ErrorCode::kInternal, "unexpected exception");
+        status = unexpected("an exception");
     }
-    if (!status.ok()) last_error = status.message();
+    if (!status.ok()) remember(status);
     return static_cast<bonsai_status>(status.code());
 }
 
@@ -52,36 +77,60 @@ Status missing(const char* what) {
     return fail(ErrorCode::kArgument, "%s is NULL", what);
 }
 
+// Keeps the context alive during one call.
+class Visit {
+  public:
+    explicit Visit(const bonsai_context* ctx) : ctx_(ctx) {
+        const std::lock_guard<std::mutex> lock(ctx_->mutex);
+        ++ctx_->calls;
+    }
+    Visit(const Visit&) = delete;
+    Visit& operator=(const Visit&) = delete;
+    ~Visit() {
+        const std::lock_guard<std::mutex> lock(ctx_->mutex);
+        --ctx_->calls;
+        ctx_->changed.notify_all(); // under the lock: close may delete as soon as it is free
+    }
+
+  private:
+    const bonsai_context* ctx_;
+};
+
 // Holds the context for one computation; refuses a callback that calls back.
 class Turn {
   public:
-    explicit Turn(bonsai_context* ctx) : ctx_(ctx) {}
+    explicit Turn(bonsai_context* ctx) : visit_(ctx), ctx_(ctx) {}
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
     ~Turn() {
-        if (held_) {
-            ctx_->owner = std::thread::id();
-            ctx_->busy.unlock();
-        }
+        if (!held_) return;
+        const std::lock_guard<std::mutex> lock(ctx_->mutex);
+        ctx_->busy = false;
+        ctx_->owner = std::thread::id();
+        ctx_->changed.notify_all();
     }
     Status take() {
+        std::unique_lock<std::mutex> lock(ctx_->mutex);
         if (ctx_->owner == std::this_thread::get_id())
             return fail(ErrorCode::kArgument, "a callback must not use the context that called it");
-        ctx_->busy.lock();
-        held_ = true;
-        ctx_->owner = std::this_thread::get_id();
+        ctx_->changed.wait(lock, [this] { return !ctx_->busy || ctx_->closing; });
         if (ctx_->closing) return fail(ErrorCode::kCancelled, "the context is being closed");
-        ctx_->pipeline->clear_cancel();
+        held_ = ctx_->busy = true;
+        ctx_->owner = std::this_thread::get_id();
+        ctx_->pipeline->clear_cancel(); // under the lock, so that it cannot undo that of a close
         return Status();
     }
 
   private:
+    Visit visit_;
     bonsai_context* ctx_;
     bool held_ = false;
 };
 
 template <size_t N> void set_text(char (&to)[N], const std::string& from) {
-    const size_t length = std::min(from.size(), N - 1);
+    size_t length = std::min(from.size(), N - 1);
+    while (length > 0 && length < from.size() && (from[length] & 0xc0) == 0x80)
+        --length; // not in the middle of a character
     std::memcpy(to, from.data(), length);
     to[length] = 0;
 }
@@ -119,13 +168,20 @@ Status text_out(const std::string& text, char** out) {
     return copy_out(text.data(), text.size(), text.size() + 1, reinterpret_cast<void**>(out));
 }
 
+Status to_dtype(const char* name, int32_t value, bonsai_dtype* out) {
+    if (value < BONSAI_DTYPE_F32 || value > BONSAI_DTYPE_BF16)
+        return fail(ErrorCode::kArgument, "%s %d: expected a bonsai_dtype", name, value);
+    *out = static_cast<bonsai_dtype>(value);
+    return Status();
+}
+
 Status make_request(const bonsai_generate_params& p, Request* r) {
     if (!p.prompt) return missing("prompt");
     r->prompt = p.prompt;
     r->width = p.width, r->height = p.height, r->steps = p.steps, r->images = p.images;
     r->guidance = p.guidance, r->shift = p.shift;
-    r->noise_dtype = static_cast<bonsai_dtype>(p.noise_dtype);
-    r->timestep_dtype = static_cast<bonsai_dtype>(p.timestep_dtype);
+    BONSAI_TRY(to_dtype("noise_dtype", p.noise_dtype, &r->noise_dtype));
+    BONSAI_TRY(to_dtype("timestep_dtype", p.timestep_dtype, &r->timestep_dtype));
     r->preview_every = p.preview_every;
     r->seed = p.seed;
     void* user = p.user;
@@ -265,16 +321,20 @@ bonsai_status bonsai_open(const char* path, const bonsai_open_params* params,
 
 void bonsai_close(bonsai_context* ctx) {
     if (!ctx) return;
-    ctx->closing = true;
-    ctx->pipeline->cancel();
-    ctx->busy.lock();
-    ctx->busy.unlock();
+    {
+        std::unique_lock<std::mutex> lock(ctx->mutex);
+        ctx->closing = true;
+        ctx->pipeline->cancel();
+        ctx->changed.notify_all();
+        ctx->changed.wait(lock, [ctx] { return ctx->calls == 0; });
+    }
     delete ctx;
 }
 
 bonsai_status bonsai_model_get_info(const bonsai_context* ctx, bonsai_model_info* info) {
     return guarded([&]() -> Status {
         if (!ctx || !info) return missing(ctx ? "info" : "ctx");
+        const Visit visit(ctx);
         const Pipeline& pipeline = *ctx->pipeline;
         const bonsai::Config& config = pipeline.config();
         bonsai_model_info full{};
@@ -313,8 +373,7 @@ void bonsai_generate_params_init(bonsai_generate_params* params) {
 bonsai_status bonsai_generate(bonsai_context* ctx, const bonsai_generate_params* params,
                               bonsai_image* images) {
     return guarded([&]() -> Status {
-        if (!ctx || !params || !images)
-            return missing(!ctx ? "ctx" : !params ? "params" : "images");
+        if (!params || !images) return missing(params ? "images" : "params");
         bonsai_generate_params p;
         bonsai_generate_params_init(&p);
         BONSAI_TRY(take_over(params, &p));
@@ -322,6 +381,7 @@ bonsai_status bonsai_generate(bonsai_context* ctx, const bonsai_generate_params*
             return fail(ErrorCode::kArgument, "images %d: expected 1 or more", p.images);
         for (int32_t i = 0; i < p.images; ++i)
             images[i] = bonsai_image{};
+        if (!ctx) return missing("ctx");
         Request request;
         BONSAI_TRY(make_request(p, &request));
         Turn turn(ctx);
@@ -383,6 +443,7 @@ bonsai_status bonsai_prompt_tokenize(bonsai_context* ctx, const char* prompt, in
     return guarded([&]() -> Status {
         if (!ctx || !prompt || !count || (!ids && capacity > 0))
             return missing(!ctx ? "ctx" : !prompt ? "prompt" : !count ? "count" : "ids");
+        const Visit visit(ctx);
         std::vector<int32_t> all;
         BONSAI_TRY(ctx->pipeline->tokenize(prompt, &all));
         *count = static_cast<int32_t>(all.size());
@@ -396,12 +457,12 @@ bonsai_status bonsai_prompt_encode(bonsai_context* ctx, const char* prompt, floa
                                    size_t count) {
     return guarded([&]() -> Status {
         if (!ctx || !prompt || !out) return missing(!ctx ? "ctx" : !prompt ? "prompt" : "out");
+        Turn turn(ctx);
         const bonsai::TextEncoderConfig& text = ctx->pipeline->config().text;
         const auto expected = static_cast<size_t>(text.max_tokens * text.prompt_width());
         if (count != expected)
             return fail(ErrorCode::kArgument,
                         "count is %zu, expected max_tokens * prompt_width = %zu", count, expected);
-        Turn turn(ctx);
         BONSAI_TRY(turn.take());
         std::vector<float> rows;
         BONSAI_TRY(ctx->pipeline->encode_prompt(prompt, &rows));
@@ -424,6 +485,7 @@ bonsai_status bonsai_plan_memory(bonsai_context* ctx, int32_t width, int32_t hei
                                  bonsai_memory_plan* plan) {
     return guarded([&]() -> Status {
         if (!ctx || !plan) return missing(ctx ? "plan" : "ctx");
+        const Visit visit(ctx);
         bonsai_memory_plan full{};
         BONSAI_TRY(ctx->pipeline->plan_memory(width, height, &full));
         return hand_over(full, plan);
