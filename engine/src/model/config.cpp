@@ -96,6 +96,7 @@ Status read_text(const GgufFile& file, TextEncoderConfig* c) {
     c->out_layers = r.integers("out_layers", 1, 16, 1, c->layers);
     c->max_tokens = r.integer("max_tokens", 1, 1 << 16);
     c->final_norm = r.boolean("final_norm");
+    BONSAI_TRY(r.status()); // relations need values in range, divisors above all
     r.require(c->heads % c->kv_heads == 0, "heads is not a multiple of kv_heads");
     r.require(c->head_dim % 8 == 0, "head_dim is not a multiple of 8");
     for (size_t i = 1; i < c->out_layers.size(); ++i)
@@ -116,6 +117,7 @@ Status read_transformer(const GgufFile& file, TransformerConfig* c) {
     c->rope_axes = r.integers("rope_axes", 4, 4, 0, 1024);
     c->rope_theta = r.number("rope_theta", 1, 1e12);
     c->norm_eps = static_cast<float>(r.number("norm_eps", 0, 1));
+    BONSAI_TRY(r.status());
     r.require(std::accumulate(c->rope_axes.begin(), c->rope_axes.end(), int64_t(0)) == c->head_dim,
               "rope_axes do not add up to head_dim");
     for (const int64_t dims : c->rope_axes)
@@ -135,6 +137,7 @@ Status read_vae(const GgufFile& file, VaeConfig* c) {
     c->norm_eps = static_cast<float>(r.number("norm_eps", 0, 1));
     c->bn_eps = static_cast<float>(r.number("bn_eps", 0, 1));
     c->mid_attention = r.boolean("mid_attention");
+    BONSAI_TRY(r.status());
     for (const int64_t width : c->decoder_widths)
         r.require(width % c->norm_groups == 0, "a decoder width is not a multiple of norm_groups");
     return r.status();
