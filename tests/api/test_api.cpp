@@ -85,6 +85,22 @@ TEST(same_request_same_bytes) {
     CHECK(draw(two.ctx, params) == first); // nothing is left over from the picture before
 }
 
+TEST(a_prompt_is_encoded_once_for_pictures_in_a_row) {
+    const Context c;
+    const std::string first = draw(c.ctx, request("again", 1));
+    int ticks = 0;
+    bonsai_generate_params params = request("again", 1);
+    params.user = &ticks;
+    params.on_progress = [](const bonsai_progress* p, void* user) -> int32_t {
+        *static_cast<int*>(user) += p->stage == BONSAI_STAGE_TEXT_ENCODER;
+        return 0;
+    };
+    CHECK(draw(c.ctx, params) == first && ticks == 0);
+    params.prompt = "else";
+    CHECK(draw(c.ctx, params) != first && ticks > 0);
+    CHECK(draw(c.ctx, request("again", 1)) == first);
+}
+
 TEST(several_images_are_the_single_ones) {
     const Context c;
     bonsai_generate_params params = request("three", 10);

@@ -56,7 +56,22 @@ struct Pipeline::Monitor {
         }
         return cancelled ? fail(ErrorCode::kCancelled, "cancelled") : Status();
     }
-    double total_seconds() const { return since(start); }
+    void next_image() {
+        ++image;
+        seconds[BONSAI_STAGE_TEXT_ENCODER] = 0; // the prompt was encoded for the first
+    }
+    bonsai_stats stats() const {
+        bonsai_stats out{};
+        out.text_encoder_seconds = seconds[BONSAI_STAGE_TEXT_ENCODER];
+        out.denoise_seconds = seconds[BONSAI_STAGE_DENOISE];
+        out.vae_seconds = seconds[BONSAI_STAGE_VAE];
+        out.total_seconds = out.text_encoder_seconds + out.denoise_seconds + out.vae_seconds;
+        out.text_encoder_peak = peak[BONSAI_STAGE_TEXT_ENCODER];
+        out.denoise_peak = peak[BONSAI_STAGE_DENOISE];
+        out.vae_peak = peak[BONSAI_STAGE_VAE];
+        out.arena_bytes = arena;
+        return out;
+    }
 
   private:
     static double since(Clock::time_point begin) {

@@ -206,6 +206,7 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
     BONSAI_TRY(run.show("prompt_embeds", rows));
     out->rows.resize(static_cast<size_t>(rows.rows * rows.cols));
     BONSAI_TRY(backend_->read(rows, out->rows.data()));
+    out->text = prompt;
     return check_finite(out->rows, "the text encoder");
 }
 
@@ -219,57 +220,64 @@ Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* ou
     return Status();
 }
 
+// The prompt and, with guidance, the empty prompt beside it, into encoded_. Nothing to do when they
+// are there from the picture before.
+Status Pipeline::encode_all(const Request& request, Monitor& monitor) {
+    std::vector<std::string> texts = {request.prompt};
+    if (request.guidance > 1) texts.push_back("");
+    const auto same = [](const Prompt& prompt, const std::string& text) {
+        return prompt.text == text;
+    };
+    const bool known =
+        std::equal(encoded_.begin(), encoded_.end(), texts.begin(), texts.end(), same);
+    if (known && !request.probe) return Status();
+    encoded_.clear();
+    std::vector<Prompt> prompts(texts.size());
+    const double share = 1.0 / static_cast<double>(texts.size());
+    for (size_t i = 0; i < texts.size(); ++i)
+        BONSAI_TRY(encode(texts[i], monitor, static_cast<double>(i) * share, share, &prompts[i]));
+    evict(text_encoder_.weights());
+    encoded_ = std::move(prompts);
+    return Status();
+}
+
+// One picture of encoded_ and request.seed.
+Status Pipeline::draw(const Request& request, Monitor& monitor, Picture* picture) {
+    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
+    picture->seed = request.seed + static_cast<uint64_t>(monitor.image);
+    picture->width = request.width;
+    picture->height = request.height;
+    std::vector<float> latents;
+    monitor.enter(BONSAI_STAGE_DENOISE);
+    BONSAI_TRY(denoise(request, encoded_, picture->seed, monitor, &latents));
+    monitor.leave();
+    if (monitor.image + 1 == request.images) evict(transformer_.weights());
+    bool tiled = false;
+    monitor.enter(BONSAI_STAGE_VAE);
+    BONSAI_TRY(decode(latents, height, width, monitor, &tiled, &picture->rgb));
+    monitor.leave();
+    picture->metadata =
+        metadata(request, picture->seed,
+                 sigma_schedule(config_.schedule, height * width, request.steps, request.shift));
+    picture->stats = monitor.stats();
+    picture->stats.prompt_tokens = encoded_[0].tokens;
+    picture->stats.prompt_truncated = encoded_[0].truncated;
+    picture->stats.vae_tiled = tiled;
+    return Status();
+}
+
 Status Pipeline::generate(const Request& asked, std::vector<Picture>* out) {
     Request request = asked;
     BONSAI_TRY(resolve(&request));
     BONSAI_TRY(check_memory(request));
     Monitor monitor(cancelled_, request);
-
-    // With guidance the empty prompt stands beside the prompt.
-    const bool guided = request.guidance > 1;
-    std::vector<Prompt> prompts(guided ? 2 : 1);
     monitor.enter(BONSAI_STAGE_TEXT_ENCODER);
-    for (size_t i = 0; i < prompts.size(); ++i) {
-        const double share = 1.0 / static_cast<double>(prompts.size());
-        BONSAI_TRY(encode(i == 0 ? request.prompt : "", monitor, static_cast<double>(i) * share,
-                          share, &prompts[i]));
-    }
+    BONSAI_TRY(encode_all(request, monitor));
     monitor.leave();
-    evict(text_encoder_.weights());
-
-    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
-    const std::vector<float> sigmas =
-        sigma_schedule(config_.schedule, height * width, request.steps, request.shift);
     std::vector<Picture> pictures(static_cast<size_t>(request.images));
-    for (size_t i = 0; i < pictures.size(); ++i) {
-        Picture& picture = pictures[i];
-        monitor.image = static_cast<int64_t>(i);
-        picture.seed = request.seed + i;
-        picture.width = request.width;
-        picture.height = request.height;
-        std::vector<float> latents;
-        monitor.enter(BONSAI_STAGE_DENOISE);
-        BONSAI_TRY(denoise(request, prompts, picture.seed, monitor, &latents));
-        monitor.leave();
-        if (i + 1 == pictures.size()) evict(transformer_.weights());
-        bool tiled = false;
-        monitor.enter(BONSAI_STAGE_VAE);
-        BONSAI_TRY(decode(latents, height, width, monitor, &tiled, &picture.rgb));
-        monitor.leave();
-        picture.metadata = metadata(request, picture.seed, sigmas);
-        bonsai_stats& stats = picture.stats;
-        stats.text_encoder_seconds = i == 0 ? monitor.seconds[BONSAI_STAGE_TEXT_ENCODER] : 0;
-        stats.denoise_seconds = monitor.seconds[BONSAI_STAGE_DENOISE];
-        stats.vae_seconds = monitor.seconds[BONSAI_STAGE_VAE];
-        stats.total_seconds =
-            stats.text_encoder_seconds + stats.denoise_seconds + stats.vae_seconds;
-        stats.text_encoder_peak = monitor.peak[BONSAI_STAGE_TEXT_ENCODER];
-        stats.denoise_peak = monitor.peak[BONSAI_STAGE_DENOISE];
-        stats.vae_peak = monitor.peak[BONSAI_STAGE_VAE];
-        stats.arena_bytes = monitor.arena;
-        stats.prompt_tokens = prompts[0].tokens;
-        stats.prompt_truncated = prompts[0].truncated;
-        stats.vae_tiled = tiled;
+    for (Picture& picture : pictures) {
+        BONSAI_TRY(draw(request, monitor, &picture));
+        monitor.next_image();
     }
     evict(vae_.weights());
     *out = std::move(pictures);

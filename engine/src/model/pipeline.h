@@ -74,6 +74,7 @@ class Pipeline {
 
   private:
     struct Prompt {
+        std::string text;
         std::vector<float> rows; // [max_tokens, prompt_width]
         int32_t tokens = 0;      // real ones
         bool truncated = false;
@@ -87,8 +88,10 @@ class Pipeline {
     Status check_ops() const;
     Status templated(const std::string& prompt, std::string* text) const;
     Status resolve(Request* request) const;
+    Status encode_all(const Request& request, Monitor& monitor);
     Status encode(const std::string& prompt, Monitor& monitor, double first, double share,
                   Prompt* out);
+    Status draw(const Request& request, Monitor& monitor, Picture* picture);
     Status denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
                    Monitor& monitor, std::vector<float>* latents);
     Status start_denoising(const Run& run, const Request& request,
@@ -119,6 +122,7 @@ class Pipeline {
     std::string hash_;
     std::unique_ptr<Backend> backend_;
     std::unique_ptr<Tokenizer> tokenizer_;
+    std::vector<Prompt> encoded_; // of the last picture: the next often has the same prompt
     TextEncoder text_encoder_;
     Transformer transformer_;
     VaeDecoder vae_;
