@@ -221,9 +221,10 @@ class Checker:
         """Nearest of all sprites; and among the prompt's own objects, for a swap."""
         crop, rows = picture[place.box], ground[place.box[0]]
         found = self.nearest(crop, rows)
-        if found != place.thing.sprite:
-            note = f"looks like {self.names[found]}, not {self._name(place.thing)}"
-            verdict.fail("identity", note)
+        if found == place.thing.sprite:
+            return
+        note = f"looks like {self.names[found]}, not {self._name(place.thing)}"
+        verdict.fail("identity", note)
         # A rival may wear any colour: exchanged colours are not exchanged objects.
         rivals = list({p.thing.sprite: p.thing for p in places}.values())
         errors = [
