@@ -236,6 +236,7 @@ typedef struct bonsai_generate_params {
 
 BONSAI_API void bonsai_generate_params_init(bonsai_generate_params* params);
 
+/* This and bonsai_image keep their layout within an ABI version, as arrays of them are passed. */
 typedef struct bonsai_stats {
     double text_encoder_seconds;
     double denoise_seconds;

@@ -333,6 +333,13 @@ TEST(missing_extra_and_misshaped_tensors_are_named) {
     CHECK(opens(test::TinyModel().file().tensor("dit.surplus.weight", 0, {1}, "abcd").bytes()) ==
           BONSAI_ERR_FORMAT);
     CHECK(last_error_says("dit.surplus.weight"));
+    for (const char* stray : {"vae.stray.weight", "unet.weight"}) {
+        CHECK(opens(test::TinyModel().file().tensor(stray, 0, {1}, "abcd").bytes()) ==
+              BONSAI_ERR_FORMAT);
+        CHECK(last_error_says(stray));
+    }
+    CHECK(opens(test::TinyModel().file().tensor("vae.encoder.x", 0, {1}, "abcd").bytes()) ==
+          BONSAI_OK);
     test::TinyModel misshaped([&](const std::string& n) { return n != left_out; });
     misshaped.file().tensor(left_out, 0, {128, 2}, std::string(1024, '\0'));
     CHECK(opens(misshaped.file().bytes()) == BONSAI_ERR_FORMAT &&

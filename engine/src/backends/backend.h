@@ -69,8 +69,8 @@ class Backend {
     virtual Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) = 0;
     // The weight will not be used for a while: its memory may go until the next use.
     virtual void evict_weight(const Tensor& weight) { (void)weight; }
-    virtual Status write(const Tensor& to,
-                         const void* host) = 0; // contiguous host rows of to.cols elements
+    // From contiguous host rows of to.cols elements, which the caller may change once this returns.
+    virtual Status write(const Tensor& to, const void* host) = 0;
     virtual Status read(const Tensor& from, void* host) = 0; // waits for the queue first
     virtual Status copy(const Tensor& from,
                         const Tensor& to) = 0; // f32 of one shape, queued like an op

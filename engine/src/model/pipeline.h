@@ -91,6 +91,7 @@ class Pipeline {
     Status encode_all(const Request& request, Monitor& monitor);
     Status encode(const std::string& prompt, Monitor& monitor, double first, double share,
                   Prompt* out);
+    Status draw_all(const Request& request, std::vector<Picture>* out);
     Status draw(const Request& request, Monitor& monitor, Picture* picture);
     Status denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
                    Monitor& monitor, std::vector<float>* latents);

@@ -27,9 +27,8 @@ Status TextEncoder::load(const TextEncoderConfig& c, WeightLoader& loader) {
         BONSAI_TRY(loader.matrix(name + "ffn_up.weight", c.ffn_width, c.width, set, &w.ffn_up));
         BONSAI_TRY(loader.matrix(name + "ffn_down.weight", c.width, c.ffn_width, set, &w.ffn_down));
     }
-    if (c.final_norm)
-        BONSAI_TRY(loader.vector("te.output_norm.weight", c.width, set, &output_norm_));
-    return loader.check_all_used("te.");
+    return c.final_norm ? loader.vector("te.output_norm.weight", c.width, set, &output_norm_)
+                        : Status();
 }
 
 Status TextEncoder::allocate(Arena& arena, int64_t n_real, Buffers* b) const {

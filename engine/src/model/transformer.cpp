@@ -69,7 +69,7 @@ Status Transformer::load(const TransformerConfig& c, WeightLoader& loader) {
     for (size_t i = 0; i < single_blocks_.size(); ++i)
         BONSAI_TRY(load_single("dit.single_transformer_blocks." + std::to_string(i) + ".", loader,
                                &single_blocks_[i]));
-    return loader.check_all_used("dit.");
+    return Status();
 }
 
 Status Transformer::load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block) {

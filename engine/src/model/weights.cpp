@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/half.h"
@@ -98,15 +99,19 @@ Status WeightLoader::vector(const std::string& name, int64_t size, WeightSet* se
     return Status();
 }
 
-Status WeightLoader::check_all_used(const std::string& prefix) const {
+Status WeightLoader::check_all_used(std::initializer_list<std::string_view> spared) const {
     for (const GgufTensor& tensor : file_.tensors()) {
-        if (tensor.name.compare(0, prefix.size(), prefix) == 0 &&
-            !used_.count(std::string(tensor.name)))
-            return fail(ErrorCode::kFormat,
-                        "%s: tensor %.*s is not part of the model that the file declares; convert "
-                        "the checkpoint again",
-                        file_.file().path().c_str(), static_cast<int>(tensor.name.size()),
-                        tensor.name.data());
+        const auto covers = [&](std::string_view prefix) {
+            return tensor.name.substr(0, prefix.size()) == prefix;
+        };
+        if (used_.count(std::string(tensor.name)) ||
+            std::any_of(spared.begin(), spared.end(), covers))
+            continue;
+        return fail(ErrorCode::kFormat,
+                    "%s: tensor %.*s is not part of the model that the file declares; convert "
+                    "the checkpoint again",
+                    file_.file().path().c_str(), static_cast<int>(tensor.name.size()),
+                    tensor.name.data());
     }
     return Status();
 }

@@ -3,6 +3,7 @@
 // name. Part of the contract is that a file holds exactly the tensors its configuration calls for.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <set>
 #include <string>
@@ -32,8 +33,8 @@ class WeightLoader {
     // The same into host memory.
     Status host_vector(const std::string& name, int64_t size, std::vector<float>* out);
 
-    // Tensors with the prefix that nobody asked for are an error.
-    Status check_all_used(const std::string& prefix) const;
+    // Tensors that nobody asked for are an error, but for those below the `spared` prefixes.
+    Status check_all_used(std::initializer_list<std::string_view> spared) const;
 
   private:
     Status find(const std::string& name, int64_t rows, int64_t cols, DType* dtype,
