@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's tokenizer against the `tokenizers` library, id by id.
 
-The engine side is tests/tools/tokenize_tool.cpp: taken from $BONSAI_BUILD/tests if that is set,
-else compiled here.
+The engine side is tests/tools/tokenize_tool.cpp.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import struct
 import subprocess
@@ -18,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizer_files import GOLDEN_TEXTS, TEMPLATE, derived_files, tokenizer_text
+from support.tokenizer_files import GOLDEN_TEXTS, TEMPLATE, derived_files, tokenizer_text
 from tokenizers import Tokenizer, models, trainers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,16 +26,8 @@ SEPARATOR = "<|endoftext|>"  # an added token: neighbours do not interact
 
 
 @pytest.fixture(scope="session")
-def tool(tmp_path_factory) -> Path:
-    if "BONSAI_BUILD" in os.environ:
-        return Path(os.environ["BONSAI_BUILD"]) / "tests/tokenize_tool"
-    binary = tmp_path_factory.mktemp("tool") / "tokenize_tool"
-    sources = [ROOT / f"engine/src/model/{n}.cpp" for n in ("tokenizer", "bpe", "unicode")]
-    sources += [ROOT / "engine/src/core/status.cpp", ROOT / "tests/tools/tokenize_tool.cpp"]
-    includes = [f"-I{ROOT / d}" for d in ("engine/include", "engine/src", "tests")]
-    compiler = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", *includes, "-o", str(binary)]
-    subprocess.run([*compiler, *map(str, sources)], check=True)
-    return binary
+def tool(build_dir) -> Path:
+    return build_dir / "tests" / "tokenize_tool"
 
 
 class Pair:

@@ -4,7 +4,7 @@
 Run as a program it renews what the C++ test needs next to a tokenizer.json, with `tokenizers` as
 the oracle:
 
-    python tests/model/tokenizer_files.py tests/data/tokenizer/tiny
+    python tests/support/tokenizer_files.py tests/data/tokenizer/tiny
 """
 
 from __future__ import annotations
