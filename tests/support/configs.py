@@ -3,6 +3,7 @@
 
 tiny   klein's structure at 1/12 of its width; a few million parameters
 small  between tiny and klein: enough heads and layers for realistic error growth
+full   the sizes of klein 4B: 16 GB, for measurements by hand
 odd    every size that may differ from klein does: layer counts, rope axes, MLP ratio, latent
        channels, norm groups, text length, static schedule, undistilled, final norm read
 """
@@ -71,6 +72,20 @@ CONFIGS: dict[str, dict] = {
         },
         "vae": {"block_out_channels": [32, 64, 96, 96]},
         "small_decoder": [32, 32, 64, 64],
+    },
+    "full": {
+        "transformer": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24},
+        "text": {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+        },
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+        "small_decoder": [96, 192, 384, 384],
     },
     "odd": {
         "transformer": {
