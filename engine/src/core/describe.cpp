@@ -2,6 +2,7 @@
 #include "core/describe.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -56,6 +57,11 @@ std::string quoted(std::string_view text, size_t limit) {
     return out + (shown.size() < text.size() ? "...\"" : "\"");
 }
 
+// JSON has no word for infinities and NaN.
+std::string number_text(double value, int digits) {
+    return std::isfinite(value) ? format("%.*g", digits, value) : "null";
+}
+
 // One element; *at moves behind it.
 std::string element_text(GgufType type, const uint8_t** at, size_t limit) {
     const uint8_t* p = *at;
@@ -89,10 +95,10 @@ std::string element_text(GgufType type, const uint8_t** at, size_t limit) {
         return std::to_string(load<int64_t>(p));
     case GgufType::kF32:
         *at += 4;
-        return format("%.9g", static_cast<double>(load<float>(p)));
+        return number_text(static_cast<double>(load<float>(p)), 9);
     case GgufType::kF64:
         *at += 8;
-        return format("%.17g", load<double>(p));
+        return number_text(load<double>(p), 17);
     case GgufType::kString: {
         const auto length = static_cast<size_t>(load<uint64_t>(p));
         *at += 8 + length;

@@ -109,6 +109,7 @@ class Pipeline {
     Status plan_text(size_t* bytes) const;
     Status plan_denoise(const Request& request, size_t* bytes) const;
     Status plan_decode(int64_t height, int64_t width, size_t* bytes) const;
+    Status plan_picture(int64_t height, int64_t width, int64_t tile, uint64_t* bytes) const;
     int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
     Status plan_request(const Request& request, bonsai_memory_plan* plan) const;
     Status check_memory(const Request& request) const;

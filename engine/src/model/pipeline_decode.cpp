@@ -132,20 +132,36 @@ Status Pipeline::decode(const std::vector<float>& latents, int64_t height, int64
     return Status();
 }
 
-// Side of the largest tile that stays below the limit; 0: the whole picture does, or the limit (0)
-// is not known.
+// All that decoding a picture takes beside the weights: the arena of the whole or of one tile
+// (tile > 0), and the float and byte pictures on the host.
+Status Pipeline::plan_picture(int64_t height, int64_t width, int64_t tile, uint64_t* bytes) const {
+    const int64_t rows = tile ? std::min(tile, height) : height;
+    const int64_t cols = tile ? std::min(tile, width) : width;
+    size_t arena = 0;
+    BONSAI_TRY(plan_decode(rows, cols, &arena));
+    const auto pixels = [](int64_t h, int64_t w) {
+        return static_cast<uint64_t>(h * w * kSizeMultiple * kSizeMultiple);
+    };
+    *bytes = arena + pixels(height, width) * (3 * sizeof(float) + 3);
+    if (tile) // the sum of weights of each pixel, and the tile's own pixels
+        *bytes += pixels(height, width) * sizeof(float) + pixels(rows, cols) * 3 * sizeof(float);
+    return Status();
+}
+
+// Side of the largest tile that stays below the limit; 0: the whole picture does, or the limit is
+// not known.
 int64_t Pipeline::choose_tile(int64_t height, int64_t width, uint64_t limit) const {
-    if (limit == 0) return 0;
-    size_t bytes = 0;
-    const uint64_t weights = vae_.weights().bytes;
-    if (plan_decode(height, width, &bytes).ok() && weights + bytes <= limit) return 0;
+    const auto fits = [&](int64_t tile) {
+        uint64_t bytes = 0;
+        return plan_picture(height, width, tile, &bytes).ok() &&
+               vae_.weights().bytes + bytes <= limit;
+    };
+    if (limit == 0 || fits(0)) return 0;
     int64_t smallest = 0;
     for (const int64_t side : kTileSides) {
         if (side >= std::max(height, width)) continue;
         smallest = side;
-        if (plan_decode(std::min(side, height), std::min(side, width), &bytes).ok() &&
-            weights + bytes <= limit)
-            break;
+        if (fits(side)) break;
     }
     return smallest;
 }

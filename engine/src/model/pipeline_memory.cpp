@@ -64,13 +64,13 @@ Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* 
 // The same for a resolved request, whose steps and guidance count too.
 Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) const {
     const int64_t rows = request.height / kSizeMultiple, cols = request.width / kSizeMultiple;
-    size_t text = 0, denoise = 0, decode = 0;
+    size_t text = 0, denoise = 0;
+    uint64_t decode = 0;
     BONSAI_TRY(plan_text(&text));
     BONSAI_TRY(plan_denoise(request, &denoise));
     plan->limit = memory_limit();
     const int64_t tile = choose_tile(rows, cols, plan->limit);
-    BONSAI_TRY(plan_decode(tile ? std::min(tile, rows) : rows, tile ? std::min(tile, cols) : cols,
-                           &decode));
+    BONSAI_TRY(plan_picture(rows, cols, tile, &decode));
     plan->vae_tiled = tile > 0;
     plan->text_encoder_weights = text_encoder_.weights().bytes;
     plan->text_encoder_activations = text;
