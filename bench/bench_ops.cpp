@@ -2,7 +2,7 @@
 // bonsai-bench-ops: speed of the CPU kernels on one core, beside the ceiling of that core measured
 // in the same run.
 //
-//     bonsai-bench-ops [--level generic|avx2] [--repeat n] [text that the row must contain]
+//     bonsai-bench-ops [--level name] [--repeat n] [text that the row must contain]
 //
 // Times are CPU time of this thread, so that other programs disturb them little; a run of the
 // ceiling loop before each measurement takes the clock rate of the moment into account. One
@@ -31,7 +31,7 @@ using namespace bonsai::cpu;
 namespace {
 
 struct Options {
-    Level level = detected_level();
+    Level level = levels_of(detected_features()).back();
     int repeat = 7;
     const char* filter = "";
 };
@@ -315,9 +315,11 @@ void bench_convs(const Options& options, const KernelTable& table) {
 bool parse(int argc, char** argv, Options* options) {
     for (int i = 1; i < argc; ++i) {
         const bool more = i + 1 < argc;
+        if (std::strcmp(argv[i], "--level") == 0 && more &&
+            !choose_level(detected_features(), argv[i + 1], &options->level).ok())
+            return false;
         if (std::strcmp(argv[i], "--level") == 0 && more)
-            options->level =
-                std::strcmp(argv[++i], "generic") == 0 ? Level::kGeneric : options->level;
+            ++i;
         else if (std::strcmp(argv[i], "--repeat") == 0 && more)
             options->repeat = std::max(1, std::atoi(argv[++i]));
         else if (argv[i][0] != '-')
@@ -333,8 +335,7 @@ bool parse(int argc, char** argv, Options* options) {
 int main(int argc, char** argv) {
     Options options;
     if (!parse(argc, argv, &options)) {
-        std::fprintf(stderr,
-                     "usage: bonsai-bench-ops [--level generic|avx2] [--repeat n] [text]\n");
+        std::fprintf(stderr, "usage: bonsai-bench-ops [--level name] [--repeat n] [text]\n");
         return 2;
     }
     const KernelTable& table = kernel_table(options.level);

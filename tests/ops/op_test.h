@@ -23,11 +23,13 @@ inline const std::vector<const KernelTable*>& levels() {
     static const std::vector<const KernelTable*> all = [] {
         std::vector<const KernelTable*> found;
         std::printf("levels:");
-        for (cpu::Level level : {cpu::Level::kGeneric, cpu::Level::kAvx2}) {
-            if (level > cpu::detected_level()) break;
+        for (const cpu::Level level : cpu::levels_of(cpu::detected_features())) {
             found.push_back(&cpu::kernel_table(level));
-            std::printf(" %s", cpu::level_name(level));
+            std::printf(" %s", found.back()->level);
         }
+        std::printf("; not on this processor:");
+        for (const cpu::LevelInfo& info : cpu::level_list())
+            if (!cpu::supports(cpu::detected_features(), info.level)) std::printf(" %s", info.name);
         std::printf("\n");
         return found;
     }();

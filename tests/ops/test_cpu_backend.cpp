@@ -24,7 +24,8 @@ static std::vector<float> random_values(size_t count, unsigned seed) {
 
 static std::unique_ptr<Backend> backend(int threads, Precision precision = Precision::kFast) {
     std::unique_ptr<Backend> out;
-    CHECK_OK(cpu::CpuBackend::create({threads, precision}, cpu::detected_level(), &out));
+    CHECK_OK(cpu::CpuBackend::create({threads, precision},
+                                     cpu::levels_of(cpu::detected_features()).back(), &out));
     return out;
 }
 
@@ -84,20 +85,44 @@ TEST(results_do_not_depend_on_the_thread_count) {
     CHECK(std::fabs(first[channels] - (0.5 - mean * multiplier)) < 1e-6);
 }
 
-TEST(levels_differ_from_generic) {
-    const cpu::KernelTable& generic = cpu::kernel_table(cpu::Level::kGeneric);
-    if (cpu::detected_level() == cpu::Level::kGeneric) {
-        std::printf("skipped: this processor has the generic level only\n");
-        return;
+// Every level must bring kernels of its own, or its name would promise what it does not hold.
+TEST(levels_differ_from_those_below) {
+    for (const cpu::LevelInfo& info : cpu::level_list()) {
+        if (info.level == cpu::Level::kGeneric) continue;
+        if (!cpu::supports(cpu::detected_features(), info.level)) {
+            std::printf("skipped: this processor lacks the level %s\n", info.name);
+            continue;
+        }
+        const cpu::KernelTable &mine = cpu::kernel_table(info.level),
+                               &below = cpu::kernel_table(info.below);
+        CHECK(std::strcmp(mine.level, info.name) == 0);
+        CHECK(mine.linear_fast != below.linear_fast);
+        if (info.below != cpu::Level::kGeneric) continue;
+        CHECK(mine.linear_exact != below.linear_exact);
+        CHECK(mine.quantize_rows != below.quantize_rows &&
+              mine.dequantize_row != below.dequantize_row);
+        CHECK(mine.attention != below.attention && mine.conv2d != below.conv2d &&
+              mine.group_sums != below.group_sums);
+        CHECK(mine.rms_norm != below.rms_norm && mine.layer_norm != below.layer_norm);
+        CHECK(mine.head_norm_rope != below.head_norm_rope && mine.swiglu != below.swiglu);
     }
-    const cpu::KernelTable& best = cpu::kernel_table(cpu::detected_level());
-    CHECK(best.linear_exact != generic.linear_exact && best.linear_fast != generic.linear_fast);
-    CHECK(best.quantize_rows != generic.quantize_rows &&
-          best.dequantize_row != generic.dequantize_row);
-    CHECK(best.attention != generic.attention && best.conv2d != generic.conv2d &&
-          best.group_sums != generic.group_sums);
-    CHECK(best.rms_norm != generic.rms_norm && best.layer_norm != generic.layer_norm);
-    CHECK(best.head_norm_rope != generic.head_norm_rope && best.swiglu != generic.swiglu);
+}
+
+TEST(features_decide_the_levels) {
+    CHECK(cpu::levels_of(0) == std::vector<cpu::Level>{cpu::Level::kGeneric});
+    for (const cpu::LevelInfo& info : cpu::level_list()) {
+        cpu::Level level;
+        CHECK_OK(cpu::choose_level(~0u, info.name, &level));
+        CHECK(level == info.level);
+        if (info.level == cpu::Level::kGeneric) continue;
+        // One missing bit hides the level, however it is asked for.
+        for (uint32_t bit = 1; bit != 0; bit <<= 1)
+            if (info.needs & bit)
+                CHECK_FAILS(cpu::choose_level(~bit, info.name, &level), ErrorCode::kUnsupported,
+                            info.name);
+        CHECK_FAILS(cpu::choose_level(0, info.name, &level), ErrorCode::kUnsupported, "generic");
+        CHECK(!cpu::supports(0, info.level));
+    }
 }
 
 TEST(the_environment_forces_a_level) {

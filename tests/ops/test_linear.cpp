@@ -21,8 +21,9 @@ const DType kAll[kDTypeCount] = {DType::kF32,  DType::kF16,   DType::kBF16,
                                  DType::kQ1_0, DType::kPQ2_0, DType::kPTQ1_0};
 
 std::vector<const KernelTable*> levels() {
-    std::vector<const KernelTable*> tables = {&kernel_table(Level::kGeneric)};
-    if (detected_level() >= Level::kAvx2) tables.push_back(&kernel_table(Level::kAvx2));
+    std::vector<const KernelTable*> tables;
+    for (const Level level : levels_of(detected_features()))
+        tables.push_back(&kernel_table(level));
     return tables;
 }
 

@@ -7,9 +7,10 @@
 namespace bonsai {
 
 std::vector<DeviceInfo> list_devices() {
+    const cpu::Level best = cpu::levels_of(cpu::detected_features()).back();
     const MemoryInfo memory = system_memory();
-    return {{"cpu", cpu_name(), cpu::level_name(cpu::detected_level()), memory.total,
-             memory.available, default_thread_count()}};
+    return {{"cpu", cpu_name(), cpu::level_info(best).name, memory.total, memory.available,
+             default_thread_count()}};
 }
 
 Status create_backend(const std::string& device, const BackendOptions& options,

@@ -55,7 +55,7 @@ Status CpuBackend::create(const BackendOptions& options, Level level,
     BONSAI_TRY(ThreadPool::create(threads, &backend->pool_));
     backend->scratch_ = std::vector<Scratch>(static_cast<size_t>(threads));
     const MemoryInfo memory = system_memory();
-    backend->device_ = {"cpu",        cpu_name(),       level_name(level),
+    backend->device_ = {"cpu",        cpu_name(),       level_info(level).name,
                         memory.total, memory.available, threads};
     *out = std::move(backend);
     return Status();

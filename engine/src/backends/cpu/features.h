@@ -2,18 +2,31 @@
 // The instruction sets of this processor, and the kernel level that follows from them.
 #pragma once
 
+#include <vector>
+
 #include "backends/cpu/table.h"
 #include "core/status.h"
 
 namespace bonsai::cpu {
 
-// The best level that processor and operating system support.
-Level detected_level();
+// One bit for each set that a level needs. A set counts only if the operating system saves its
+// registers too.
+constexpr uint32_t kFeatureAvx2 = 1u << 0; // AVX2, FMA and F16C
 
-const char* level_name(Level level);
+// The sets of the processor at hand.
+uint32_t detected_features();
 
-// detected_level(), or what the environment variable BONSAI_CPU asks for; asking for more than
-// there is is an error.
+// True when `features` hold all that `level` and the levels below it need.
+bool supports(uint32_t features, Level level);
+
+// The levels that `features` allow, worst first; generic is always there.
+std::vector<Level> levels_of(uint32_t features);
+
+// The level named `wanted`, or the best one that `features` allow when it is null or empty. An
+// unknown name, or a level that the features do not allow, is an error.
+Status choose_level(uint32_t features, const char* wanted, Level* out);
+
+// choose_level for this processor and the environment variable BONSAI_CPU.
 Status chosen_level(Level* out);
 
 } // namespace bonsai::cpu

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/cpu/table.h"
 
-#include <cstdlib>
+#include <iterator>
+#include <mutex>
 #include <new>
+
+#include "backends/cpu/features.h"
 
 namespace bonsai::cpu {
 
@@ -18,33 +21,55 @@ void* Scratch::get(size_t bytes) {
     return data_;
 }
 
-static KernelTable build(Level level) {
+static constexpr LevelInfo kLevels[] = {
+    {Level::kGeneric, "generic", Level::kGeneric, 0, overlay_generic},
+#if defined(__x86_64__) || defined(_M_X64)
+    {Level::kAvx2, "avx2", Level::kGeneric, kFeatureAvx2, overlay_avx2},
+#endif
+};
+
+LevelList level_list() {
+    return {std::begin(kLevels), std::end(kLevels)};
+}
+
+const LevelInfo& level_info(Level level) {
+    for (const LevelInfo& info : kLevels)
+        if (info.level == level) return info;
+    return kLevels[0];
+}
+
+static KernelTable build(const LevelInfo& info) {
     KernelTable table{};
-    overlay_generic(table);
-    if (level >= Level::kAvx2) overlay_avx2(table);
+    if (info.level != Level::kGeneric) table = build(level_info(info.below));
+    info.overlay(table);
+    table.level = info.name;
     return table;
 }
 
 const KernelTable& kernel_table(Level level) {
-    static const KernelTable generic = build(Level::kGeneric);
-    static const KernelTable avx2 = build(Level::kAvx2);
-    return level == Level::kAvx2 ? avx2 : generic;
+    // Each built when first asked for: an overlay is itself compiled for its level.
+    static KernelTable tables[std::size(kLevels)];
+    static std::once_flag built[std::size(kLevels)];
+    const LevelInfo& info = level_info(level);
+    const auto i = static_cast<size_t>(&info - kLevels);
+    std::call_once(built[i], [&] { tables[i] = build(info); });
+    return tables[i];
 }
 
 void overlay_generic(KernelTable& table) {
-    table.level = "generic";
     overlay_generic_linear(table);
     overlay_generic_rows(table);
     overlay_generic_attention(table);
     overlay_generic_conv(table);
 }
 
+#if defined(__x86_64__) || defined(_M_X64)
 void overlay_avx2(KernelTable& table) {
-    table.level = "avx2";
     overlay_avx2_linear(table);
     overlay_avx2_rows(table);
     overlay_avx2_attention(table);
     overlay_avx2_conv(table);
 }
+#endif
 
 } // namespace bonsai::cpu

@@ -93,21 +93,42 @@ struct KernelTable {
     int64_t conv2d_piece_rows; // image rows of one piece
 };
 
-// Levels, worst first. `overlay` functions replace entries that the level has a better kernel for.
+// Kernel levels, worst first. Each stands on another one (`below`): its overlay replaces the
+// entries for which it has a better kernel and leaves the rest.
 enum class Level { kGeneric, kAvx2 };
+
+struct LevelInfo {
+    Level level;
+    const char* name; // as in BONSAI_CPU
+    Level below;      // kGeneric for kGeneric itself
+    uint32_t needs;   // bits of features.h, beyond those of `below`
+    void (*overlay)(KernelTable& table);
+};
+
+// The levels that this build holds, worst first: those of its architecture.
+struct LevelList {
+    const LevelInfo* first;
+    const LevelInfo* last;
+    const LevelInfo* begin() const { return first; }
+    const LevelInfo* end() const { return last; }
+};
+LevelList level_list();
+const LevelInfo& level_info(Level level);
+
+// The table of a level of level_list(), built from generic upwards.
+const KernelTable& kernel_table(Level level);
+
+// One overlay for each level and family of ops.
 void overlay_generic(KernelTable& table);
 void overlay_generic_quantize(KernelTable& table); // quantize_rows
 void overlay_generic_linear(KernelTable& table);   // the above, dequantize_row, linear_*
 void overlay_generic_rows(KernelTable& table);     // norms, rope, swiglu, silu, affine, group_sums
 void overlay_generic_attention(KernelTable& table);
 void overlay_generic_conv(KernelTable& table);
-void overlay_avx2(KernelTable& table); // compiled to nothing on other architectures
+void overlay_avx2(KernelTable& table);
 void overlay_avx2_linear(KernelTable& table);
 void overlay_avx2_rows(KernelTable& table);
 void overlay_avx2_attention(KernelTable& table);
 void overlay_avx2_conv(KernelTable& table);
-
-// The table of a level, built from generic upwards.
-const KernelTable& kernel_table(Level level);
 
 } // namespace bonsai::cpu
