@@ -15,17 +15,6 @@ namespace {
 constexpr int64_t kMaxSteps = 1000;
 constexpr int64_t kMaxImages = 4096;
 
-Status check_finite(const std::vector<float>& values, const char* stage) {
-    for (const float value : values) {
-        if (!std::isfinite(value))
-            return fail(ErrorCode::kInternal,
-                        "%s gave a value that is not a number; check the file with `bonsai-cli "
-                        "verify` and try --precision exact",
-                        stage);
-    }
-    return Status();
-}
-
 // Identifies the weights: over names, types, shapes and the tensor hashes that the converter
 // stored.
 std::string model_hash(const GgufFile& file) {
@@ -196,7 +185,7 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
     out->rows.resize(static_cast<size_t>(rows.rows * rows.cols));
     BONSAI_TRY(backend_->read(rows, out->rows.data()));
     out->text = prompt;
-    return check_finite(out->rows, "the text encoder");
+    return check_numbers(out->rows, BONSAI_STAGE_TEXT_ENCODER, "");
 }
 
 Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* out) {
@@ -322,7 +311,7 @@ Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
         for (size_t i = 0; i < d->change.size(); ++i)
             d->change[i] = unconditional[i] + request.guidance * (d->change[i] - unconditional[i]);
     }
-    return check_finite(d->change, "the transformer");
+    return Status();
 }
 
 Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
@@ -373,6 +362,9 @@ Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prom
         for (size_t i = 0; i < d.state.size(); ++i)
             d.state[i] += dt * d.change[i];
         monitor.step = k + 1;
+        BONSAI_TRY(check_numbers(d.state, BONSAI_STAGE_DENOISE,
+                                 format("at step %lld of %lld", static_cast<long long>(k + 1),
+                                        static_cast<long long>(request.steps))));
         BONSAI_TRY(monitor.tick(static_cast<double>(k + 1) / static_cast<double>(request.steps)));
         if (request.probe && monitor.image == 0) {
             const int64_t tokens = height * width, channels = config_.transformer.channels;

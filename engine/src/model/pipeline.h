@@ -106,6 +106,10 @@ class Pipeline {
                         int64_t tile, Monitor& monitor, std::vector<float>* pixels);
     Status decode_piece(const float* latents, int64_t height, int64_t width, const Run& run,
                         std::vector<float>* pixels) const;
+    Status check_numbers(const std::vector<float>& values, bonsai_stage stage,
+                         const std::string& when) const;
+    Status check_picture(const std::vector<float>& latents, const std::vector<float>& pixels,
+                         const std::vector<uint8_t>& rgb) const;
     Status plan_text(size_t* bytes) const;
     Status plan_denoise(const Request& request, size_t* bytes) const;
     Status plan_decode(int64_t height, int64_t width, size_t* bytes) const;

@@ -120,16 +120,14 @@ Status Pipeline::decode(const std::vector<float>& latents, int64_t height, int64
             };
         BONSAI_TRY(decode_piece(latents.data(), height, width, run, &pixels));
     }
+    BONSAI_TRY(check_numbers(pixels, BONSAI_STAGE_VAE, ""));
     rgb->resize(pixels.size());
     for (size_t i = 0; i < pixels.size(); ++i) {
-        if (!std::isfinite(pixels[i]))
-            return fail(ErrorCode::kInternal, "the VAE gave a value that is not a number; check "
-                                              "the file with `bonsai-cli verify`");
         const float value = std::min(1.0f, std::max(0.0f, pixels[i] / 2.0f + 0.5f));
         (*rgb)[i] =
             static_cast<uint8_t>(std::nearbyint(value * 255.0f)); // halves to even, as numpy rounds
     }
-    return Status();
+    return monitor.preview ? Status() : check_picture(latents, pixels, *rgb);
 }
 
 // All that decoding a picture takes beside the weights: the arena of the whole or of one tile
