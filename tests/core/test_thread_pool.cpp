@@ -2,6 +2,8 @@
 #include "core/thread_pool.h"
 
 #include <atomic>
+#include <new>
+#include <stdexcept>
 
 #include "test.h"
 
@@ -10,15 +12,15 @@ using namespace bonsai;
 TEST(every_index_runs_once) {
     for (const int threads : {1, 2, 7}) {
         std::unique_ptr<ThreadPool> pool;
-        CHECK_OK(ThreadPool::create(threads, &pool));
+        CHECK_OK(ThreadPool::create(threads, true, &pool));
         CHECK(pool->size() == threads);
         for (const int64_t count : {0, 1, 2, 3, 100, 10000}) {
             std::vector<std::atomic<int>> seen(static_cast<size_t>(count));
             std::atomic<bool> worker_in_range{true};
-            pool->parallel_for(count, [&](int64_t i, int worker) {
+            CHECK_OK(pool->parallel_for(count, [&](int64_t i, int worker) {
                 ++seen[static_cast<size_t>(i)];
                 if (worker < 0 || worker >= threads) worker_in_range = false;
-            });
+            }));
             CHECK(worker_in_range);
             for (const auto& times : seen)
                 CHECK(times == 1);
@@ -28,11 +30,37 @@ TEST(every_index_runs_once) {
 
 TEST(loops_follow_each_other_quickly) {
     std::unique_ptr<ThreadPool> pool;
-    CHECK_OK(ThreadPool::create(3, &pool));
+    CHECK_OK(ThreadPool::create(3, true, &pool));
     std::atomic<int64_t> sum{0};
     for (int round = 0; round < 5000; ++round)
-        pool->parallel_for(4, [&](int64_t i, int) { sum += i; });
+        CHECK_OK(pool->parallel_for(4, [&](int64_t i, int) { sum += i; }));
     CHECK(sum == 5000 * 6);
+}
+
+TEST(what_a_body_throws_is_the_error_of_the_loop) {
+    for (const int threads : {1, 2, 7}) {
+        std::unique_ptr<ThreadPool> pool;
+        CHECK_OK(ThreadPool::create(threads, true, &pool));
+        for (int64_t bad = 0; bad < 40; ++bad) {
+            const auto throws = [&](int64_t i, int) {
+                if (i != bad) return;
+                if (bad % 3 == 0) throw std::bad_alloc();
+                if (bad % 3 == 1) throw std::runtime_error("index " + std::to_string(i));
+                throw 7;
+            };
+            const Status status = pool->parallel_for(40, throws);
+            if (bad % 3 == 0) CHECK_FAILS(status, ErrorCode::kMemory, "out of memory");
+            if (bad % 3 == 1)
+                CHECK_FAILS(status, ErrorCode::kInternal,
+                            ("unexpected: index " + std::to_string(bad)).c_str());
+            if (bad % 3 == 2) CHECK_FAILS(status, ErrorCode::kInternal, "unexpected");
+            std::atomic<int> ran{0};
+            CHECK_OK(pool->parallel_for(40, [&](int64_t, int) { ++ran; }));
+            CHECK(ran == 40); // nothing is left over of the loop before
+        }
+        CHECK_FAILS(pool->parallel_for(1000, [](int64_t, int) { throw std::bad_alloc(); }),
+                    ErrorCode::kMemory, "out of memory"); // everywhere at once
+    }
 }
 
 TEST(default_count_is_sane) {

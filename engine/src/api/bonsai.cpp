@@ -46,28 +46,13 @@ void remember(const Status& status) noexcept {
     }
 }
 
-// Nothing may be thrown in a handler: the text without `what` is short enough to need no memory.
-Status unexpected(const char* what) noexcept {
-    try {
-        return Status(ErrorCode::kInternal, std::string("unexpected: ") + what);
-    } catch (...) {
-        return Status(ErrorCode::kInternal, "unexpected");
-    }
-}
-
 // Runs body, turns exceptions into statuses and remembers the message.
 template <typename Body> bonsai_status guarded(const Body& body) {
     Status status;
     try {
         status = body();
-    } catch (const std::bad_alloc&) {
-        status = Status(ErrorCode::kMemory, "out of memory");
-    } catch (const std::length_error&) { // a container asked for more than there can be
-        status = Status(ErrorCode::kMemory, "out of memory");
-    } catch (const std::exception& error) {
-        status = unexpected(error.what());
     } catch (...) {
-        status = unexpected("an exception");
+        status = bonsai::caught();
     }
     if (!status.ok()) remember(status);
     return static_cast<bonsai_status>(status.code());

@@ -3,6 +3,8 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <new>
+#include <stdexcept>
 
 namespace bonsai {
 
@@ -30,6 +32,29 @@ Status fail(ErrorCode code, const char* text, ...) {
     Status status(code, format_list(text, args));
     va_end(args);
     return status;
+}
+
+// Nothing may be thrown in a handler: the text without `what` is short enough to need no memory.
+static Status unexpected(const char* what) noexcept {
+    try {
+        return Status(ErrorCode::kInternal, std::string("unexpected: ") + what);
+    } catch (...) {
+        return Status(ErrorCode::kInternal, "unexpected");
+    }
+}
+
+Status caught() noexcept {
+    try {
+        throw;
+    } catch (const std::bad_alloc&) {
+        return Status(ErrorCode::kMemory, "out of memory");
+    } catch (const std::length_error&) { // a container asked for more than there can be
+        return Status(ErrorCode::kMemory, "out of memory");
+    } catch (const std::exception& error) {
+        return unexpected(error.what());
+    } catch (...) {
+        return unexpected("an exception");
+    }
 }
 
 } // namespace bonsai

@@ -46,6 +46,10 @@ class [[nodiscard]] Status {
 // A failed Status with a printf-formatted message.
 Status fail(ErrorCode code, const char* format, ...) BONSAI_PRINTF(2, 3);
 
+// Inside a catch block: what was caught as a Status, memory that ran out as kMemory. Exceptions end
+// where a call or a thread of the library ends, see api/ and core/thread_pool.
+Status caught() noexcept;
+
 // printf into a std::string.
 std::string format(const char* format, ...) BONSAI_PRINTF(1, 2);
 

@@ -5,14 +5,15 @@
 
 namespace bonsai {
 
-Status ThreadPool::create(int threads, std::unique_ptr<ThreadPool>* out) {
+Status ThreadPool::create(int threads, bool exactly, std::unique_ptr<ThreadPool>* out) {
     std::unique_ptr<ThreadPool> pool(new ThreadPool);
     try {
         for (int worker = 1; worker < threads; ++worker)
             pool->workers_.emplace_back(&ThreadPool::worker_main, pool.get(), worker);
     } catch (const std::system_error& error) {
-        return fail(ErrorCode::kMemory, "cannot start thread %d of %d: %s; try fewer threads",
-                    static_cast<int>(pool->workers_.size()) + 2, threads, error.what());
+        if (exactly)
+            return fail(ErrorCode::kMemory, "cannot start thread %d of %d: %s; try fewer threads",
+                        static_cast<int>(pool->workers_.size()) + 2, threads, error.what());
     }
     *out = std::move(pool);
     return Status();
@@ -28,11 +29,18 @@ ThreadPool::~ThreadPool() {
         worker.join();
 }
 
-void ThreadPool::take(int worker) {
-    for (;;) {
-        const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-        if (index >= count_) return;
-        (*body_)(index, worker);
+void ThreadPool::take(int worker) noexcept {
+    try {
+        for (;;) {
+            const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
+            if (index >= count_) return;
+            (*body_)(index, worker);
+        }
+    } catch (...) {
+        Status status = caught();
+        next_.store(count_, std::memory_order_relaxed); // the others stop too
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (error_.ok()) error_ = std::move(status);
     }
 }
 
@@ -51,24 +59,24 @@ void ThreadPool::worker_main(int worker) {
     }
 }
 
-void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t, int)>& body) {
-    if (workers_.empty() || count <= 1) {
-        for (int64_t i = 0; i < count; ++i)
-            body(i, 0);
-        return;
-    }
+Status ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t, int)>& body) {
+    const bool alone = workers_.empty() || count <= 1;
     {
         std::lock_guard<std::mutex> lock(mutex_);
         body_ = &body;
         count_ = count;
         next_.store(0, std::memory_order_relaxed);
-        busy_ = static_cast<int>(workers_.size());
-        ++generation_;
+        error_ = Status();
+        if (!alone) {
+            busy_ = static_cast<int>(workers_.size());
+            ++generation_;
+        }
     }
-    start_.notify_all();
+    if (!alone) start_.notify_all();
     take(0);
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [&] { return busy_ == 0; });
+    return std::move(error_);
 }
 
 } // namespace bonsai

@@ -18,21 +18,22 @@ namespace bonsai {
 
 class ThreadPool {
   public:
-    // Starts threads - 1 workers. A system that refuses a thread gives an error and no pool.
-    static Status create(int threads, std::unique_ptr<ThreadPool>* out);
+    // Starts threads - 1 workers. Where the system refuses some, the pool is smaller, or with
+    // `exactly` there is an error and no pool.
+    static Status create(int threads, bool exactly, std::unique_ptr<ThreadPool>* out);
     ~ThreadPool();
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
     // Runs body(index, worker) for every index in [0, count), worker in [0, size()). Returns when
-    // all are done. The body must not throw and must not call parallel_for. Not for use by two
-    // threads at once.
-    void parallel_for(int64_t count, const std::function<void(int64_t index, int worker)>& body);
+    // all are done. What a body throws becomes the error; bodies that have not begun by then may be
+    // left out. The body must not call parallel_for. Not for use by two threads at once.
+    Status parallel_for(int64_t count, const std::function<void(int64_t index, int worker)>& body);
 
   private:
     ThreadPool() = default;
     void worker_main(int worker);
-    void take(int worker);
+    void take(int worker) noexcept;
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
@@ -44,6 +45,7 @@ class ThreadPool {
     std::atomic<int64_t> next_{0};
     int64_t count_ = 0;
     const std::function<void(int64_t, int)>* body_ = nullptr;
+    Status error_; // the first of the loop
 };
 
 // Physical cores that the affinity mask and the cgroup quota leave to this process; at least 1.

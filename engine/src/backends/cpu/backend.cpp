@@ -52,11 +52,11 @@ Status CpuBackend::create(const BackendOptions& options, Level level,
                           std::unique_ptr<Backend>* out) {
     const int threads = options.threads > 0 ? options.threads : default_thread_count();
     std::unique_ptr<CpuBackend> backend(new CpuBackend(options, kernel_table(level)));
-    BONSAI_TRY(ThreadPool::create(threads, &backend->pool_));
-    backend->scratch_ = std::vector<Scratch>(static_cast<size_t>(threads));
+    BONSAI_TRY(ThreadPool::create(threads, options.threads > 0, &backend->pool_));
+    backend->scratch_ = std::vector<Scratch>(static_cast<size_t>(backend->pool_->size()));
     const MemoryInfo memory = system_memory();
     backend->device_ = {"cpu",        cpu_name(),       level_info(level).name,
-                        memory.total, memory.available, threads};
+                        memory.total, memory.available, backend->pool_->size()};
     *out = std::move(backend);
     return Status();
 }
@@ -99,10 +99,9 @@ Status CpuBackend::read(const Tensor& from, void* host) {
 }
 
 Status CpuBackend::copy(const Tensor& from, const Tensor& to) {
-    pool_->parallel_for(from.rows, [&](int64_t r, int) {
+    return pool_->parallel_for(from.rows, [&](int64_t r, int) {
         std::memcpy(to.row(r), from.row(r), static_cast<size_t>(from.cols) * sizeof(float));
     });
-    return Status();
 }
 
 size_t CpuBackend::scratch_peak() const {
@@ -115,9 +114,9 @@ size_t CpuBackend::scratch_peak() const {
 template <typename Args>
 Status CpuBackend::by_rows(const Args& args, void (*kernel)(const Args&, Range)) {
     const int64_t rows = args.x.rows;
-    pool_->parallel_for(pieces_of(rows, kRowsPerPiece),
-                        [&](int64_t i, int) { kernel(args, piece_range(i, kRowsPerPiece, rows)); });
-    return Status();
+    return pool_->parallel_for(pieces_of(rows, kRowsPerPiece), [&](int64_t i, int) {
+        kernel(args, piece_range(i, kRowsPerPiece, rows));
+    });
 }
 
 Status CpuBackend::do_rms_norm(const RmsNormArgs& args) {
@@ -138,10 +137,9 @@ Status CpuBackend::do_affine(const AffineArgs& args) {
 
 Status CpuBackend::do_swiglu(const SwigluArgs& args) {
     const int64_t rows = args.gate.rows;
-    pool_->parallel_for(pieces_of(rows, kRowsPerPiece), [&](int64_t i, int) {
+    return pool_->parallel_for(pieces_of(rows, kRowsPerPiece), [&](int64_t i, int) {
         table_.swiglu(args, piece_range(i, kRowsPerPiece, rows));
     });
-    return Status();
 }
 
 Status CpuBackend::do_embed_rows(const EmbedRowsArgs& args) {
@@ -156,24 +154,23 @@ Status CpuBackend::quantize(const Tensor& x, QuantizedRows* out) {
     void* memory = quantized_.get(bytes);
     if (!memory) return no_memory("linear", bytes);
     *out = quantized_rows_at(memory, x.rows, x.cols);
-    pool_->parallel_for(pieces_of(x.rows, kRowsPerPiece), [&](int64_t i, int) {
+    return pool_->parallel_for(pieces_of(x.rows, kRowsPerPiece), [&](int64_t i, int) {
         table_.quantize_rows(x, *out, piece_range(i, kRowsPerPiece, x.rows));
     });
-    return Status();
 }
 
 Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, const Projection& p) {
     const int64_t row_pieces = pieces_of(x.rows, table_.linear_piece_rows);
     const int64_t col_pieces = pieces_of(p.out.cols, table_.linear_piece_cols);
     std::atomic<bool> complete{true};
-    pool_->parallel_for(row_pieces * col_pieces, [&](int64_t i, int worker) {
+    BONSAI_TRY(pool_->parallel_for(row_pieces * col_pieces, [&](int64_t i, int worker) {
         const Range rows = piece_range(i % row_pieces, table_.linear_piece_rows, x.rows);
         const Range cols = piece_range(i / row_pieces, table_.linear_piece_cols, p.out.cols);
         Scratch& scratch = scratch_[static_cast<size_t>(worker)];
         const bool done = quantized ? table_.linear_fast(*quantized, p, rows, cols, scratch)
                                     : table_.linear_exact(x, p, rows, cols, scratch);
         if (!done) complete = false;
-    });
+    }));
     return complete ? Status() : no_scratch("linear");
 }
 
@@ -194,12 +191,12 @@ Status CpuBackend::do_attention(const AttentionArgs& args) {
     const int64_t piece = table_.attention_piece_rows;
     const int64_t pieces = pieces_of(args.q.rows, piece);
     std::atomic<bool> complete{true};
-    pool_->parallel_for(pieces * args.heads, [&](int64_t i, int worker) {
+    BONSAI_TRY(pool_->parallel_for(pieces * args.heads, [&](int64_t i, int worker) {
         const auto head = static_cast<int>(i / pieces);
         if (!table_.attention(args, head, piece_range(i % pieces, piece, args.q.rows),
                               scratch_[static_cast<size_t>(worker)]))
             complete = false;
-    });
+    }));
     return complete ? Status() : no_scratch("attention");
 }
 
@@ -210,10 +207,10 @@ Status CpuBackend::do_group_norm(const GroupNormArgs& args) {
     auto* sums = static_cast<double*>(sums_.get(bytes));
     if (!sums) return no_scratch("group_norm");
     std::memset(sums, 0, bytes);
-    pool_->parallel_for(pieces, [&](int64_t i, int) {
+    BONSAI_TRY(pool_->parallel_for(pieces, [&](int64_t i, int) {
         table_.group_sums(args, piece_range(i, kPixelsPerPiece, args.x.rows),
                           sums + static_cast<size_t>(i) * per_piece);
-    });
+    }));
     for (int64_t i = 1; i < pieces; ++i) {
         for (size_t j = 0; j < per_piece; ++j)
             sums[j] += sums[static_cast<size_t>(i) * per_piece + j];
@@ -237,11 +234,11 @@ Status CpuBackend::do_conv2d(const Conv2dArgs& args) {
     const int64_t height = args.upsample ? 2 * args.height : args.height;
     const int64_t piece = table_.conv2d_piece_rows;
     std::atomic<bool> complete{true};
-    pool_->parallel_for(pieces_of(height, piece), [&](int64_t i, int worker) {
+    BONSAI_TRY(pool_->parallel_for(pieces_of(height, piece), [&](int64_t i, int worker) {
         if (!table_.conv2d(args, piece_range(i, piece, height),
                            scratch_[static_cast<size_t>(worker)]))
             complete = false;
-    });
+    }));
     return complete ? Status() : no_scratch("conv2d");
 }
 
