@@ -191,8 +191,14 @@ bool gguf_tensor_type(uint32_t id, const char** name, uint32_t* block, uint32_t*
 }
 
 Status GgufFile::open(const std::string& path, std::unique_ptr<GgufFile>* out) {
+    std::unique_ptr<MappedFile> file;
+    BONSAI_TRY(MappedFile::open(path, &file));
+    return open(std::move(file), out);
+}
+
+Status GgufFile::open(std::unique_ptr<MappedFile> file, std::unique_ptr<GgufFile>* out) {
     std::unique_ptr<GgufFile> gguf(new GgufFile);
-    BONSAI_TRY(MappedFile::open(path, &gguf->file_));
+    gguf->file_ = std::move(file);
     BONSAI_TRY(gguf->parse());
     *out = std::move(gguf);
     return Status();

@@ -59,6 +59,7 @@ class GgufCursor;
 class GgufFile {
   public:
     static Status open(const std::string& path, std::unique_ptr<GgufFile>* out);
+    static Status open(std::unique_ptr<MappedFile> file, std::unique_ptr<GgufFile>* out);
 
     const MappedFile& file() const { return *file_; }
     const std::vector<GgufTensor>& tensors() const { return tensors_; }

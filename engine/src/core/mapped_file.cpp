@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/mapped_file.h"
 
+#include <cstring>
+
 #ifdef _WIN32
 #define NOMINMAX
 #include <windows.h>
@@ -8,7 +10,6 @@
 #include "core/path.h"
 #else
 #include <cerrno>
-#include <cstring>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -39,6 +40,25 @@ Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* ou
         return fail(ErrorCode::kIo, "%s: cannot be mapped (error %lu)", path.c_str(),
                     GetLastError());
     file->size_ = static_cast<uint64_t>(size.QuadPart);
+    *out = std::move(file);
+    return Status();
+}
+
+Status MappedFile::from_memory(const std::string& name, const void* bytes, size_t size,
+                               std::unique_ptr<MappedFile>* out) {
+    std::unique_ptr<MappedFile> file(new MappedFile);
+    file->path_ = name;
+    file->mapping_ =
+        CreateFileMappingW(INVALID_HANDLE_VALUE, nullptr, PAGE_READWRITE,
+                           static_cast<DWORD>(size >> 32), static_cast<DWORD>(size), nullptr);
+    void* data =
+        file->mapping_ ? MapViewOfFile(file->mapping_, FILE_MAP_WRITE, 0, 0, size) : nullptr;
+    if (!data)
+        return fail(ErrorCode::kMemory, "%s: no memory for %zu bytes (error %lu)", name.c_str(),
+                    size, GetLastError());
+    std::memcpy(data, bytes, size);
+    file->data_ = static_cast<const uint8_t*>(data);
+    file->size_ = size;
     *out = std::move(file);
     return Status();
 }
@@ -76,6 +96,22 @@ Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* ou
     file->path_ = path;
     file->data_ = static_cast<const uint8_t*>(data);
     file->size_ = static_cast<uint64_t>(info.st_size);
+    *out = std::move(file);
+    return Status();
+}
+
+// Shared memory: pages that evict_pages() gives back keep what they hold.
+Status MappedFile::from_memory(const std::string& name, const void* bytes, size_t size,
+                               std::unique_ptr<MappedFile>* out) {
+    void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        return fail(ErrorCode::kMemory, "%s: no memory for %zu bytes: %s", name.c_str(), size,
+                    std::strerror(errno));
+    std::memcpy(data, bytes, size);
+    std::unique_ptr<MappedFile> file(new MappedFile);
+    file->path_ = name;
+    file->data_ = static_cast<const uint8_t*>(data);
+    file->size_ = size;
     *out = std::move(file);
     return Status();
 }

@@ -17,6 +17,10 @@ static_assert(sizeof(size_t) == 8, "files are larger than what 32 bits can addre
 class MappedFile {
   public:
     static Status open(const std::string& path, std::unique_ptr<MappedFile>* out);
+    // A copy of `size` bytes that behaves like a file without a place on the disk. `name` stands
+    // for its path.
+    static Status from_memory(const std::string& name, const void* bytes, size_t size,
+                              std::unique_ptr<MappedFile>* out);
     ~MappedFile();
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;

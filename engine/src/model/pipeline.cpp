@@ -55,16 +55,23 @@ Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out) {
 
 Status Pipeline::open(const std::string& path, const PipelineOptions& options,
                       std::unique_ptr<Pipeline>* out) {
+    std::unique_ptr<GgufFile> file;
+    BONSAI_TRY(GgufFile::open(path, &file));
+    return open(std::move(file), options, out);
+}
+
+Status Pipeline::open(std::unique_ptr<GgufFile> mapped, const PipelineOptions& options,
+                      std::unique_ptr<Pipeline>* out) {
     std::unique_ptr<Pipeline> pipeline(new Pipeline);
     pipeline->options_ = options;
-    BONSAI_TRY(GgufFile::open(path, &pipeline->file_));
+    pipeline->file_ = std::move(mapped);
     const GgufFile& file = *pipeline->file_;
     BONSAI_TRY(read_config(file, &pipeline->config_));
     pipeline->hash_ = model_hash(file);
     BONSAI_TRY(load_tokenizer(file, &pipeline->tokenizer_));
     if (pipeline->tokenizer_->vocab_size() > pipeline->config_.text.vocab_size)
         return fail(ErrorCode::kFormat, "%s: %d tokens, but an embedding of %lld rows",
-                    path.c_str(), pipeline->tokenizer_->vocab_size(),
+                    file.file().path().c_str(), pipeline->tokenizer_->vocab_size(),
                     static_cast<long long>(pipeline->config_.text.vocab_size));
     BONSAI_TRY(create_backend(options.device, options.backend, &pipeline->backend_));
     WeightLoader loader(file, *pipeline->backend_);
