@@ -17,16 +17,15 @@
 #include <string>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "backends/cpu/features.h"
 #include "backends/cpu/table.h"
+#include "ceilings.h"
 #include "core/quantize.h"
 
 using namespace bonsai;
 using namespace bonsai::cpu;
+using bonsai::bench::Ceiling;
+using bonsai::bench::ceiling;
 
 namespace {
 
@@ -36,66 +35,10 @@ struct Options {
     const char* filter = "";
 };
 
-double now() {
-    timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
-
 double median(std::vector<double> values) {
     std::sort(values.begin(), values.end());
     return values[values.size() / 2];
 }
-
-// Ceilings, in GOP/s: independent chains of the instructions that a kernel is made of.
-enum class Ceiling { kBytes, kFloats };
-
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) double bytes_ceiling() {
-    constexpr int kSteps = 200000;
-    __m256i sum[12] = {};
-    for (int j = 0; j < 12; ++j)
-        __asm__ volatile("" : "+x"(sum[j])); // or the compiler sees twelve equal sums
-    __m256i a = _mm256_set1_epi8(1), w[2] = {_mm256_set1_epi8(2), _mm256_set1_epi8(1)};
-    const double start = now();
-    for (int i = 0; i < kSteps; ++i) {
-#pragma GCC unroll 12
-        for (int j = 0; j < 12; ++j) {
-            __asm__ volatile("" : "+x"(a)); // or equal products are computed once
-            sum[j] = _mm256_add_epi16(sum[j], _mm256_maddubs_epi16(w[j & 1], a));
-        }
-    }
-    const double seconds = now() - start;
-    for (int j = 0; j < 12; ++j)
-        __asm__ volatile("" ::"x"(sum[j]));
-    return 64.0 * 12 * kSteps / seconds * 1e-9;
-}
-__attribute__((target("avx2,fma"))) double floats_ceiling() {
-    constexpr int kSteps = 200000;
-    __m256 sum[12] = {};
-    for (int j = 0; j < 12; ++j)
-        __asm__ volatile("" : "+x"(sum[j])); // or the compiler sees twelve equal sums
-    __m256 a = _mm256_set1_ps(0.5f), w = _mm256_set1_ps(0.25f);
-    const double start = now();
-    for (int i = 0; i < kSteps; ++i) {
-        __asm__ volatile("" : "+x"(a));
-#pragma GCC unroll 12
-        for (int j = 0; j < 12; ++j)
-            sum[j] = _mm256_fmadd_ps(a, w, sum[j]);
-    }
-    const double seconds = now() - start;
-    for (int j = 0; j < 12; ++j)
-        __asm__ volatile("" ::"x"(sum[j]));
-    return 16.0 * 12 * kSteps / seconds * 1e-9;
-}
-double ceiling(Ceiling kind) {
-    return kind == Ceiling::kBytes ? bytes_ceiling() : floats_ceiling();
-}
-#else
-double ceiling(Ceiling) {
-    return 0;
-}
-#endif
 
 // Runs `work` of `giga_ops`, and prints a row.
 void measure(const Options& options, const std::string& name, double giga_ops, Ceiling kind,
@@ -105,9 +48,9 @@ void measure(const Options& options, const std::string& name, double giga_ops, C
     std::vector<double> speeds, ratios;
     for (int i = 0; i < options.repeat; ++i) {
         const double top = ceiling(kind);
-        const double start = now();
+        const double start = bench::thread_seconds();
         work();
-        const double speed = giga_ops / (now() - start);
+        const double speed = giga_ops / (bench::thread_seconds() - start);
         speeds.push_back(speed);
         ratios.push_back(top > 0 ? 100 * speed / top : 0);
     }

@@ -60,7 +60,8 @@ def build_dir() -> Path:
     if cmake is None:
         raise NativeError('cmake is not on PATH; install it with pip install ".[test]"')
     folder = REPOSITORY / "build" / "pytest"
-    configure = [cmake, "-S", REPOSITORY, "-B", folder, "-DBONSAI_BUILD_TESTS=ON"]
+    configure = [cmake, "-S", REPOSITORY, "-B", folder]
+    configure += ["-DBONSAI_BUILD_TESTS=ON", "-DBONSAI_BUILD_BENCH=ON"]
     if not (folder / "CMakeCache.txt").is_file():
         configure.append("-DCMAKE_BUILD_TYPE=Release")
         if shutil.which("ninja"):
@@ -77,7 +78,9 @@ def program(name: str) -> Path:
     for path in sorted(folder.rglob(name + suffix)):
         if path.is_file() and os.access(path, os.X_OK):
             return path
-    raise NativeError(f"{name} is not in {folder}: build with -DBONSAI_BUILD_TESTS=ON")
+    raise NativeError(
+        f"{name} is not in {folder}: build with -DBONSAI_BUILD_TESTS=ON -DBONSAI_BUILD_BENCH=ON"
+    )
 
 
 def ctest_tests() -> list[dict]:

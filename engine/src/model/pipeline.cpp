@@ -74,6 +74,7 @@ Status Pipeline::open(std::unique_ptr<GgufFile> mapped, const PipelineOptions& o
                     file.file().path().c_str(), pipeline->tokenizer_->vocab_size(),
                     static_cast<long long>(pipeline->config_.text.vocab_size));
     BONSAI_TRY(create_backend(options.device, options.backend, &pipeline->backend_));
+    if (options.wrap) pipeline->backend_ = options.wrap(std::move(pipeline->backend_));
     WeightLoader loader(file, *pipeline->backend_);
     BONSAI_TRY(pipeline->load(loader));
     BONSAI_TRY(pipeline->check_ops());
