@@ -7,27 +7,79 @@
 
 #if defined(_MSC_VER) && defined(_M_X64)
 #include <intrin.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace bonsai::cpu {
 
 namespace {
 
-#if defined(_MSC_VER) && defined(_M_X64)
-uint32_t detect() {
-    int leaf1[4], leaf7[4];
-    __cpuid(leaf1, 1);
-    __cpuidex(leaf7, 7, 0);
-    const bool fma = leaf1[2] >> 12 & 1, f16c = leaf1[2] >> 29 & 1, osxsave = leaf1[2] >> 27 & 1;
-    const bool saved = osxsave && (_xgetbv(0) & 6) == 6;
-    return saved && fma && f16c && (leaf7[1] >> 5 & 1) ? kFeatureAvx2 : 0;
+#if defined(__x86_64__) || (defined(_MSC_VER) && defined(_M_X64))
+enum Register { kEax, kEbx, kEcx, kEdx };
+
+#if defined(_MSC_VER)
+void read_cpuid(int leaf, int part, uint32_t out[4]) {
+    int registers[4];
+    __cpuidex(registers, leaf, part);
+    std::memcpy(out, registers, sizeof registers);
 }
-#elif defined(__x86_64__)
+uint64_t read_xcr0() {
+    return _xgetbv(0);
+}
+#else
+void read_cpuid(int leaf, int part, uint32_t out[4]) {
+    __cpuid_count(leaf, part, out[kEax], out[kEbx], out[kEcx], out[kEdx]);
+}
+uint64_t read_xcr0() {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return static_cast<uint64_t>(high) << 32 | low;
+}
+#endif
+
+// Linux gives the 8 KB of tile registers only to processes that ask (kernel 5.16 and later). No
+// other system is asked: there the level counts as missing.
+bool may_use_tiles() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+// Bit numbers: Intel SDM volume 2A, CPUID; XCR0: volume 1, 13.3.
 uint32_t detect() {
-    __builtin_cpu_init(); // also asks the system whether it saves the wide registers
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
-    return avx2 ? kFeatureAvx2 : 0;
+    uint32_t leaf0[4], leaf1[4], leaf7[4], leaf7_1[4] = {};
+    const auto bit = [](const uint32_t* leaf, Register r, int n) {
+        return (leaf[r] >> n & 1) != 0;
+    };
+    read_cpuid(0, 0, leaf0);
+    if (leaf0[kEax] < 7) return 0;
+    read_cpuid(1, 0, leaf1);
+    read_cpuid(7, 0, leaf7);
+    if (leaf7[kEax] >= 1) read_cpuid(7, 1, leaf7_1);
+    if (!bit(leaf1, kEcx, 27)) return 0; // xgetbv is there and the system uses it
+    const uint64_t saved = read_xcr0();
+    const bool saves_256 = (saved & 0x6) == 0x6, saves_512 = (saved & 0xe6) == 0xe6,
+               saves_tiles = (saved & 0x60000) == 0x60000;
+
+    uint32_t found = 0;
+    if (saves_256 && bit(leaf1, kEcx, 12) && bit(leaf1, kEcx, 29) && bit(leaf7, kEbx, 5))
+        found |= kFeatureAvx2;
+    if (saves_256 && bit(leaf7_1, kEax, 4)) found |= kFeatureAvxVnni;
+    if (saves_512 && bit(leaf7, kEbx, 16) && bit(leaf7, kEbx, 17) && bit(leaf7, kEbx, 30) &&
+        bit(leaf7, kEbx, 31) && bit(leaf7, kEcx, 11))
+        found |= kFeatureAvx512;
+    if (saves_tiles && bit(leaf7, kEdx, 22) && bit(leaf7, kEdx, 24) && bit(leaf7, kEdx, 25) &&
+        bit(leaf7_1, kEax, 5) && may_use_tiles())
+        found |= kFeatureAmx;
+    return found;
 }
 #else
 uint32_t detect() {
