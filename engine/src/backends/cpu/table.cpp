@@ -26,6 +26,13 @@ static constexpr LevelInfo kLevels[] = {
 #if defined(__x86_64__) || defined(_M_X64)
     {Level::kAvx2, "avx2", Level::kGeneric, kFeatureAvx2, overlay_avx2},
 #endif
+// Defined by the build where the compiler knows the instructions.
+#if defined(BONSAI_LEVEL_AVXVNNI)
+    {Level::kAvxVnni, "avxvnni", Level::kAvx2, kFeatureAvxVnni, overlay_avxvnni},
+#endif
+#if defined(BONSAI_LEVEL_AVX512)
+    {Level::kAvx512, "avx512", Level::kAvx2, kFeatureAvx512, overlay_avx512},
+#endif
 };
 
 LevelList level_list() {
@@ -69,6 +76,12 @@ void overlay_avx2(KernelTable& table) {
     overlay_avx2_rows(table);
     overlay_avx2_attention(table);
     overlay_avx2_conv(table);
+}
+#endif
+
+#if defined(BONSAI_LEVEL_AVX512)
+void overlay_avx512(KernelTable& table) {
+    overlay_avx512_linear(table);
 }
 #endif
 

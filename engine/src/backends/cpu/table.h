@@ -95,7 +95,12 @@ struct KernelTable {
 
 // Kernel levels, worst first. Each stands on another one (`below`): its overlay replaces the
 // entries for which it has a better kernel and leaves the rest.
-enum class Level { kGeneric, kAvx2 };
+enum class Level {
+    kGeneric,
+    kAvx2,
+    kAvxVnni,
+    kAvx512,
+};
 
 struct LevelInfo {
     Level level;
@@ -130,5 +135,8 @@ void overlay_avx2_linear(KernelTable& table);
 void overlay_avx2_rows(KernelTable& table);
 void overlay_avx2_attention(KernelTable& table);
 void overlay_avx2_conv(KernelTable& table);
+void overlay_avxvnni(KernelTable& table); // linear_fast
+void overlay_avx512(KernelTable& table);
+void overlay_avx512_linear(KernelTable& table); // linear_fast
 
 } // namespace bonsai::cpu

@@ -20,7 +20,8 @@ __m256i first_lanes(int64_t n) {
 
 // Whole and cut registers take the same path, so that a value does not depend on where its tile
 // begins.
-void finish_tile(const float* sums, const Projection& p, Range rows, Range cols) {
+void finish_tile(const float* sums, int64_t tile_rows, const Projection& p, Range rows,
+                 Range cols) {
     const float* bias = static_cast<const float*>(p.bias.data);
     const float* gate = static_cast<const float*>(p.gate.data);
     for (int64_t n = cols.begin; n < cols.end; n += 8) {
@@ -28,7 +29,7 @@ void finish_tile(const float* sums, const Projection& p, Range rows, Range cols)
         const __m256 add = bias ? _mm256_maskload_ps(bias + n, mask) : _mm256_setzero_ps();
         const __m256 factor = gate ? _mm256_maskload_ps(gate + n, mask) : _mm256_set1_ps(1.0f);
         const int64_t at = n - cols.begin;
-        const float* from = sums + at / kPanel * (kTileRows * kPanel) + at % kPanel;
+        const float* from = sums + at / kPanel * (tile_rows * kPanel) + at % kPanel;
         float* out = static_cast<float*>(p.out.data) + rows.begin * p.out.stride + n;
         for (int64_t m = rows.begin; m < rows.end; ++m, from += kPanel, out += p.out.stride) {
             __m256 y = _mm256_add_ps(_mm256_load_ps(from), add);

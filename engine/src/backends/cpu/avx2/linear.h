@@ -49,7 +49,7 @@ bool linear_exact(const Tensor& x, const Projection& p, Range rows, Range cols, 
 bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range cols,
                  Scratch& scratch);
 
-// Epilogue of a tile: sums [kTilePanels, kTileRows, kPanel] + bias, stored or added to `out`.
-void finish_tile(const float* sums, const Projection& p, Range rows, Range cols);
+// Epilogue of a tile: sums [panels, tile_rows, kPanel] + bias, stored or added to `out`.
+void finish_tile(const float* sums, int64_t tile_rows, const Projection& p, Range rows, Range cols);
 
 } // namespace bonsai::cpu::avx2

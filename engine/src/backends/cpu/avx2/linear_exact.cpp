@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "backends/cpu/avx2/linear.h"
+#include "backends/cpu/compiler.h"
 
 namespace bonsai::cpu::avx2 {
 namespace {
@@ -48,20 +49,20 @@ template <int R>
 void multiply(const float* x, int64_t stride, const float* panel, int64_t depth, float* sums,
               bool first) {
     __m256 acc[R][2];
-#pragma GCC unroll 6
+    BONSAI_UNROLL(6)
     for (int r = 0; r < R; ++r)
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
     for (int64_t k = 0; k < depth; ++k, panel += kPanel) {
         const __m256 left = _mm256_load_ps(panel);
         const __m256 right = _mm256_load_ps(panel + 8);
-#pragma GCC unroll 6
+        BONSAI_UNROLL(6)
         for (int r = 0; r < R; ++r) {
             const __m256 a = _mm256_broadcast_ss(x + r * stride + k);
             multiply_add(acc[r][0], a, left);
             multiply_add(acc[r][1], a, right);
         }
     }
-#pragma GCC unroll 6
+    BONSAI_UNROLL(6)
     for (int r = 0; r < R; ++r) {
         float* to = sums + r * kPanel;
         _mm256_store_ps(to, first ? acc[r][0] : _mm256_add_ps(_mm256_load_ps(to), acc[r][0]));
@@ -87,7 +88,7 @@ void tile(const Tensor& x, const Projection& p, Range rows, Range cols, Layout* 
                                      k == 0);
         }
     }
-    finish_tile(layout->sums[0][0], p, rows, cols);
+    finish_tile(layout->sums[0][0], kTileRows, p, rows, cols);
 }
 
 } // namespace

@@ -53,7 +53,7 @@ void quantize_group(const float* x, const QuantizedRows& out, int64_t m, int64_t
     const float largest = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(top))));
     const bool finite = top < 0x7f800000u;
     const bool usable = finite && largest >= kLeastGroupMagnitude;
-    out.scale[g * out.rows + m] = !finite ? __builtin_nanf("") : usable ? largest / 127.0f : 0.0f;
+    out.scale[g * out.rows + m] = !finite ? NAN : usable ? largest / 127.0f : 0.0f;
     const __m256 inverse = _mm256_set1_ps(usable ? 127.0f / largest : 0.0f);
     int32_t sum = 0;
     for (int b = 0; b < kGroup / kBlock; ++b) {
