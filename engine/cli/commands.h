@@ -13,5 +13,6 @@ void run_dry_run(Options options, Console& console);
 void run_info(const Options& options);
 void run_verify(const Options& options, Console& console);
 void run_devices(const Options& options);
+void run_doctor(const Options& options);
 
 } // namespace bonsai::cli

@@ -101,6 +101,24 @@ void run_devices(const Options& options) {
     if (!options.json) print_table(rows);
 }
 
+void run_doctor(const Options& options) {
+    bonsai_open_params params;
+    bonsai_open_params_init(&params);
+    params.threads = options.threads.value_or(params.threads);
+    if (options.device) params.device = options.device->c_str();
+    char* raw = nullptr;
+    int32_t failures = 0;
+    check(bonsai_self_test(&params, options.json, &raw, &failures));
+    const std::unique_ptr<char, void (*)(void*)> report(raw, bonsai_free);
+    if (options.verbosity > 0 || options.json || failures > 0)
+        std::printf("%s%s", report.get(), options.json ? "\n" : "");
+    if (failures > 0)
+        throw Failure(kExitFailure,
+                      std::to_string(failures) +
+                          " checks failed: pictures of this device cannot be trusted; try another "
+                          "--device or BONSAI_CPU=generic, and report this with the list above");
+}
+
 void run_dry_run(Options options, Console& console) {
     if (options.from) apply_metadata(options);
     const Context context(options, console);

@@ -52,6 +52,8 @@ void run(const Options& options, Console& console) {
         return run_info(options);
     case Command::kVerify:
         return run_verify(options, console);
+    case Command::kDoctor:
+        return run_doctor(options);
     case Command::kDevices:
         return run_devices(options);
     case Command::kVersion:

@@ -15,7 +15,7 @@ namespace {
 constexpr int32_t kMaxPixels = 1 << 16;
 
 // Where an option makes sense; one given elsewhere is an error rather than ignored.
-enum Scope : unsigned { kDrawing = 1, kModelFile = 2, kEverywhere = 7 };
+enum Scope : unsigned { kDrawing = 1, kModelFile = 2, kMachine = 4, kEverywhere = 7 };
 
 struct Spec {
     const char* group;  // starts a new paragraph of the help when it differs from the one before
@@ -81,9 +81,9 @@ const Spec kSpecs[] = {
 
     {"Model and device", "--model", "-m", "FILE", kDrawing | kModelFile, "GGUF model (default: $BONSAI_MODEL, else an installed one)",
      [](Options& o, const std::string& v) { o.model = v; }},
-    {"Model and device", "--device", "", "ID", kDrawing, "auto, or an id that --list-devices shows",
+    {"Model and device", "--device", "", "ID", kDrawing | kMachine, "auto, or an id that --list-devices shows",
      [](Options& o, const std::string& v) { o.device = v; }},
-    {"Model and device", "--threads", "-t", "N", kDrawing, "default: the physical cores this process may use",
+    {"Model and device", "--threads", "-t", "N", kDrawing | kMachine, "default: the physical cores this process may use",
      [](Options& o, const std::string& v) { o.threads = parse_count("--threads", v, 1, 4096); }},
     {"Model and device", "--precision", "", "MODE", kDrawing, "fast (int8 activations, default) or exact (float)",
      [](Options& o, const std::string& v) { o.precision = parse_choice("--precision", v, precision_names()); }},
@@ -173,9 +173,11 @@ struct Parser {
             options.model = argument;
             return;
         }
+        if (scope == kMachine)
+            usage("unexpected argument " + argument + ": " + arguments[0] + " takes options only");
         if (scope == kModelFile)
             usage("unexpected argument " + argument + ": " + arguments[0] + " takes one MODEL");
-        const std::string guess = next == 1 ? nearest(argument, {"info", "verify"}) : "";
+        const std::string guess = next == 1 ? nearest(argument, {"info", "verify", "doctor"}) : "";
         usage("unexpected argument " + argument +
               (guess.empty() ? "; the prompt goes behind -p, in quotes: -p \"" + argument + "\""
                              : "; did you mean " + guess + "?"));
@@ -248,10 +250,12 @@ const std::vector<std::string>& precision_names() {
 
 Options parse_options(const std::vector<std::string>& arguments) {
     Parser parser{arguments, 0, kDrawing, {}};
-    const bool info = !arguments.empty() && arguments[0] == "info";
-    if (info || (!arguments.empty() && arguments[0] == "verify")) {
-        parser.options.command = info ? Command::kInfo : Command::kVerify;
-        parser.scope = kModelFile;
+    const std::string first = arguments.empty() ? "" : arguments[0];
+    if (first == "info" || first == "verify" || first == "doctor") {
+        parser.options.command = first == "info"     ? Command::kInfo
+                                 : first == "verify" ? Command::kVerify
+                                                     : Command::kDoctor;
+        parser.scope = first == "doctor" ? kMachine : kModelFile;
         parser.next = 1;
     }
     while (parser.next < arguments.size()) {
@@ -273,7 +277,8 @@ std::string help_text() {
         "Usage:\n"
         "  bonsai-cli -p TEXT [-m MODEL] [-o PICTURE.png] [options]\n"
         "  bonsai-cli info [MODEL] [--json]    describe a GGUF file\n"
-        "  bonsai-cli verify [MODEL]           compare all weights with their hashes\n";
+        "  bonsai-cli verify [MODEL]           compare all weights with their hashes\n"
+        "  bonsai-cli doctor [--json]          test whether this machine computes rightly\n";
     const char* group = "";
     for (const Spec& spec : kSpecs) {
         if (group != std::string(spec.group))
@@ -284,18 +289,19 @@ std::string help_text() {
         left.resize(30 > left.size() ? 30 : left.size() + 1, ' ');
         out += left + spec.help + "\n";
     }
-    return out + "\nEnvironment:\n"
-                 "  BONSAI_MODEL              the model when -m is not given\n"
-                 "  BONSAI_CPU                generic or avx2: force a level of CPU instructions\n"
-                 "  NO_COLOR                  no colours\n"
-                 "\nResults go to standard output, everything else to standard error.\n"
-                 "\nExit codes:\n"
-                 "  0    done\n"
-                 "  1    a result could not be written, or an internal error\n"
-                 "  2    wrong usage: an option or its value\n"
-                 "  3    a file cannot be read, is damaged or is not supported\n"
-                 "  4    not enough memory\n"
-                 "  130  interrupted by Ctrl-C (143: terminated); a second Ctrl-C ends at once\n";
+    return out +
+           "\nEnvironment:\n"
+           "  BONSAI_MODEL              the model when -m is not given\n"
+           "  BONSAI_CPU                generic or avx2: force a level of CPU instructions\n"
+           "  NO_COLOR                  no colours\n"
+           "\nResults go to standard output, everything else to standard error.\n"
+           "\nExit codes:\n"
+           "  0    done\n"
+           "  1    a result could not be written, or an internal error, or doctor found faults\n"
+           "  2    wrong usage: an option or its value\n"
+           "  3    a file cannot be read, is damaged or is not supported\n"
+           "  4    not enough memory\n"
+           "  130  interrupted by Ctrl-C (143: terminated); a second Ctrl-C ends at once\n";
 }
 
 } // namespace bonsai::cli

@@ -9,7 +9,7 @@
 
 namespace bonsai::cli {
 
-enum class Command { kDraw, kInfo, kVerify, kDevices, kDryRun, kVersion, kHelp };
+enum class Command { kDraw, kInfo, kVerify, kDoctor, kDevices, kDryRun, kVersion, kHelp };
 
 // Empty: not given, the model file or the library decides.
 struct Options {

@@ -321,6 +321,17 @@ typedef struct bonsai_memory_plan {
 BONSAI_API bonsai_status bonsai_plan_memory(bonsai_context* ctx, int32_t width, int32_t height,
                                             bonsai_memory_plan* plan);
 
+/* ---- self-test ------------------------------------------------------------------------------- */
+
+/* Whether this machine computes rightly: every operation, in every weight type and precision, runs
+ * on params->device (threads counts too, the rest of params does not; NULL: the preferred device)
+ * with inputs whose results are known, and one tiny picture is drawn from a built-in model. Takes
+ * about a second. *report lists processor, memory, devices and each check with its error and time,
+ * as text or as JSON; release it with bonsai_free. *failures is the number of checks that failed:
+ * BONSAI_OK means that they were run. Either pointer may be NULL. */
+BONSAI_API bonsai_status bonsai_self_test(const bonsai_open_params* params, int32_t json,
+                                          char** report, int32_t* failures);
+
 /* ---- model files ----------------------------------------------------------------------------- */
 
 /* Describes any GGUF file, ours or not, as text or as JSON; release *text with bonsai_free. */

@@ -17,7 +17,16 @@ from .errors import (
     OutOfMemory,
     UnsupportedError,
 )
-from .library import __version__, describe, devices, noise, pnginfo, read_metadata, verify
+from .library import (
+    __version__,
+    describe,
+    devices,
+    noise,
+    pnginfo,
+    read_metadata,
+    self_test,
+    verify,
+)
 from .types import DeviceInfo, ModelInfo, Progress, Step
 
 __all__ = [
@@ -40,5 +49,6 @@ __all__ = [
     "noise",
     "pnginfo",
     "read_metadata",
+    "self_test",
     "verify",
 ]

@@ -43,6 +43,17 @@ def devices() -> list[DeviceInfo]:
     return found
 
 
+def self_test(device: str | None = None, threads: int = 0) -> dict[str, Any]:
+    """Whether this machine computes rightly: processor, devices and checks, "failures" counted."""
+    name = ffi.new("char[]", encode("device", device)) if device else ffi.NULL
+    params = ffi.new("bonsai_open_params *")
+    lib.bonsai_open_params_init(params)
+    params.device, params.threads = name, threads
+    out = ffi.new("char **")
+    check(lib.bonsai_self_test(params, 1, out, ffi.NULL))
+    return json.loads(take_text(out[0]))
+
+
 def noise(seed: int, count: int) -> np.ndarray:
     """float32 standard normals, those of torch.randn with a CPU generator; count is at least 16."""
     out = np.empty(max(count, 0), np.float32)

@@ -21,6 +21,14 @@ def test_picture(shared_engine):
     assert "prompt: a red apple\n" in picture.info["bonsai"]
 
 
+def test_self_test():
+    report = bonsai.self_test(threads=1)
+    assert report["failures"] == 0 and len(report["checks"]) > 50
+    assert report["tested"]["threads"] == 1
+    with pytest.raises(bonsai.ArgumentError, match="abacus"):
+        bonsai.self_test(device="abacus:0")
+
+
 def test_several_pictures_count_seeds_up(shared_engine):
     pictures = shared_engine.generate("x", seed=2**64 - 1, n=2, **SMALL)
     assert [type(p) for p in pictures] == [Image.Image] * 2

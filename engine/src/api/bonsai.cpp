@@ -16,6 +16,7 @@
 #include "core/png.h"
 #include "core/rng.h"
 #include "model/pipeline.h"
+#include "selftest/self_test.h"
 
 using bonsai::ErrorCode;
 using bonsai::fail;
@@ -200,6 +201,24 @@ Status encode_png(const bonsai_image& image, std::vector<uint8_t>* out) {
                               image.metadata ? image.metadata : "", out);
 }
 
+// The caller's parameters, which may be NULL, and where and how they want to compute.
+Status open_options(const bonsai_open_params* params, bonsai_open_params* p,
+                    bonsai::PipelineOptions* options) {
+    bonsai_open_params_init(p);
+    if (params) BONSAI_TRY(take_over(params, p));
+    if (p->threads < 0 || p->threads > 4096)
+        return fail(ErrorCode::kArgument, "threads %d: expected 1 to 4096 (0: all physical cores)",
+                    p->threads);
+    if (p->precision != BONSAI_PRECISION_FAST && p->precision != BONSAI_PRECISION_EXACT)
+        return fail(ErrorCode::kArgument, "precision %d: expected a bonsai_precision",
+                    p->precision);
+    options->device = p->device ? p->device : "auto";
+    options->backend.threads = p->threads;
+    options->backend.precision = p->precision == BONSAI_PRECISION_EXACT ? bonsai::Precision::kExact
+                                                                        : bonsai::Precision::kFast;
+    return Status();
+}
+
 } // namespace
 
 extern "C" {
@@ -278,20 +297,8 @@ bonsai_status bonsai_open(const char* path, const bonsai_open_params* params,
         *ctx = nullptr;
         if (!path) return missing("path");
         bonsai_open_params p;
-        bonsai_open_params_init(&p);
-        if (params) BONSAI_TRY(take_over(params, &p));
-        if (p.threads < 0 || p.threads > 4096)
-            return fail(ErrorCode::kArgument,
-                        "threads %d: expected 1 to 4096 (0: all physical cores)", p.threads);
-        if (p.precision != BONSAI_PRECISION_FAST && p.precision != BONSAI_PRECISION_EXACT)
-            return fail(ErrorCode::kArgument, "precision %d: expected a bonsai_precision",
-                        p.precision);
         bonsai::PipelineOptions options;
-        options.device = p.device ? p.device : "auto";
-        options.backend.threads = p.threads;
-        options.backend.precision = p.precision == BONSAI_PRECISION_EXACT
-                                        ? bonsai::Precision::kExact
-                                        : bonsai::Precision::kFast;
+        BONSAI_TRY(open_options(params, &p, &options));
         options.max_memory = p.max_memory;
         if (const bonsai_log_callback log = p.log) {
             void* user = p.log_user;
@@ -474,6 +481,26 @@ bonsai_status bonsai_plan_memory(bonsai_context* ctx, int32_t width, int32_t hei
         bonsai_memory_plan full{};
         BONSAI_TRY(ctx->pipeline->plan_memory(width, height, &full));
         return hand_over(full, plan);
+    });
+}
+
+bonsai_status bonsai_self_test(const bonsai_open_params* params, int32_t json, char** report,
+                               int32_t* failures) {
+    return guarded([&]() -> Status {
+        bonsai_open_params p;
+        bonsai::PipelineOptions options;
+        BONSAI_TRY(open_options(params, &p, &options));
+        bonsai::SelfTestReport found;
+        BONSAI_TRY(bonsai::run_self_test(
+            [&](bonsai::Precision precision, std::unique_ptr<bonsai::Backend>* out) {
+                return bonsai::create_backend(options.device, {options.backend.threads, precision},
+                                              out);
+            },
+            &found));
+        if (failures) *failures = found.failures();
+        if (!report) return Status();
+        return text_out(json ? bonsai::self_test_json(found) : bonsai::self_test_text(found),
+                        report);
     });
 }
 

@@ -124,6 +124,14 @@ class Backend {
 // All devices this build can use, the preferred one first. Never empty: the CPU is always there.
 std::vector<DeviceInfo> list_devices();
 
+// The kernel levels that this build holds for the processor, worst first, and which of them the
+// processor can run.
+struct CpuLevel {
+    std::string name; // as in BONSAI_CPU
+    bool available = false;
+};
+std::vector<CpuLevel> list_cpu_levels();
+
 // device: "auto" or an id from list_devices().
 Status create_backend(const std::string& device, const BackendOptions& options,
                       std::unique_ptr<Backend>* out);

@@ -13,6 +13,13 @@ std::vector<DeviceInfo> list_devices() {
              default_thread_count()}};
 }
 
+std::vector<CpuLevel> list_cpu_levels() {
+    std::vector<CpuLevel> levels;
+    for (const cpu::LevelInfo& info : cpu::level_list())
+        levels.push_back({info.name, cpu::supports(cpu::detected_features(), info.level)});
+    return levels;
+}
+
 Status create_backend(const std::string& device, const BackendOptions& options,
                       std::unique_ptr<Backend>* out) {
     if (device != "auto" && device != "cpu")

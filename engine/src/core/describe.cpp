@@ -10,23 +10,6 @@
 
 namespace bonsai {
 
-namespace {
-
-constexpr uint64_t kShownElements = 8; // of an array
-
-std::string type_name(uint32_t id) {
-    const char* name = nullptr;
-    uint32_t block, bytes;
-    return gguf_tensor_type(id, &name, &block, &bytes) ? name : "type " + std::to_string(id);
-}
-
-template <typename T> T load(const uint8_t* at) {
-    T value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-}
-
-// UTF-8 in quotes, as JSON wants it; bytes that are not UTF-8 become U+FFFD.
 std::string quoted(std::string_view text, size_t limit) {
     std::string out = "\"";
     const std::string_view shown = text.substr(0, limit);
@@ -57,9 +40,24 @@ std::string quoted(std::string_view text, size_t limit) {
     return out + (shown.size() < text.size() ? "...\"" : "\"");
 }
 
-// JSON has no word for infinities and NaN.
 std::string number_text(double value, int digits) {
     return std::isfinite(value) ? format("%.*g", digits, value) : "null";
+}
+
+namespace {
+
+constexpr uint64_t kShownElements = 8; // of an array
+
+std::string type_name(uint32_t id) {
+    const char* name = nullptr;
+    uint32_t block, bytes;
+    return gguf_tensor_type(id, &name, &block, &bytes) ? name : "type " + std::to_string(id);
+}
+
+template <typename T> T load(const uint8_t* at) {
+    T value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
 }
 
 // One element; *at moves behind it.

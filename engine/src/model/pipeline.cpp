@@ -56,15 +56,18 @@ Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out) {
 Status Pipeline::open(const std::string& path, const PipelineOptions& options,
                       std::unique_ptr<Pipeline>* out) {
     std::unique_ptr<GgufFile> file;
+    std::unique_ptr<Backend> backend;
     BONSAI_TRY(GgufFile::open(path, &file));
-    return open(std::move(file), options, out);
+    BONSAI_TRY(create_backend(options.device, options.backend, &backend));
+    return open(std::move(file), std::move(backend), options, out);
 }
 
-Status Pipeline::open(std::unique_ptr<GgufFile> mapped, const PipelineOptions& options,
-                      std::unique_ptr<Pipeline>* out) {
+Status Pipeline::open(std::unique_ptr<GgufFile> mapped, std::unique_ptr<Backend> backend,
+                      const PipelineOptions& options, std::unique_ptr<Pipeline>* out) {
     std::unique_ptr<Pipeline> pipeline(new Pipeline);
     pipeline->options_ = options;
     pipeline->file_ = std::move(mapped);
+    pipeline->backend_ = std::move(backend);
     const GgufFile& file = *pipeline->file_;
     BONSAI_TRY(read_config(file, &pipeline->config_));
     pipeline->hash_ = model_hash(file);
@@ -73,7 +76,6 @@ Status Pipeline::open(std::unique_ptr<GgufFile> mapped, const PipelineOptions& o
         return fail(ErrorCode::kFormat, "%s: %d tokens, but an embedding of %lld rows",
                     file.file().path().c_str(), pipeline->tokenizer_->vocab_size(),
                     static_cast<long long>(pipeline->config_.text.vocab_size));
-    BONSAI_TRY(create_backend(options.device, options.backend, &pipeline->backend_));
     if (options.wrap) pipeline->backend_ = options.wrap(std::move(pipeline->backend_));
     WeightLoader loader(file, *pipeline->backend_);
     BONSAI_TRY(pipeline->load(loader));

@@ -54,8 +54,9 @@ class Pipeline {
   public:
     static Status open(const std::string& path, const PipelineOptions& options,
                        std::unique_ptr<Pipeline>* out);
-    static Status open(std::unique_ptr<GgufFile> file, const PipelineOptions& options,
-                       std::unique_ptr<Pipeline>* out);
+    // The same for a file and a device that are there already.
+    static Status open(std::unique_ptr<GgufFile> file, std::unique_ptr<Backend> backend,
+                       const PipelineOptions& options, std::unique_ptr<Pipeline>* out);
 
     Status generate(const Request& request, std::vector<Picture>* out);
     // Real token ids, template included.
