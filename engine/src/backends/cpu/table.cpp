@@ -33,6 +33,9 @@ static constexpr LevelInfo kLevels[] = {
 #if defined(BONSAI_LEVEL_AVX512)
     {Level::kAvx512, "avx512", Level::kAvx2, kFeatureAvx512, overlay_avx512},
 #endif
+#if defined(BONSAI_LEVEL_AMX)
+    {Level::kAmx, "amx", Level::kAvx512, kFeatureAmx, overlay_amx},
+#endif
 };
 
 LevelList level_list() {

@@ -100,6 +100,7 @@ enum class Level {
     kAvx2,
     kAvxVnni,
     kAvx512,
+    kAmx,
 };
 
 struct LevelInfo {
@@ -138,5 +139,6 @@ void overlay_avx2_conv(KernelTable& table);
 void overlay_avxvnni(KernelTable& table); // linear_fast
 void overlay_avx512(KernelTable& table);
 void overlay_avx512_linear(KernelTable& table); // linear_fast
+void overlay_amx(KernelTable& table);           // linear_fast
 
 } // namespace bonsai::cpu

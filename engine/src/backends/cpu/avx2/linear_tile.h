@@ -28,8 +28,8 @@ constexpr int kUnit = 64; // bytes of one step of a panel
 
 struct Form {
     int micro_rows;
-    bool wide;      // shorts, not bytes
-    uint8_t toggle; // bits to invert in each byte code: 0x80 makes -128..127 unsigned, 128 too high
+    bool wide;   // shorts, not bytes
+    uint8_t add; // to each byte code, mod 256: 0x80 makes -128..127 unsigned, 128 too high
 };
 
 // Operands of a micro-kernel, at its first row, group and column. Distances within arrays of Layout
@@ -85,11 +85,11 @@ void unpack_half_panel(const Tensor& w, Range cols, int64_t k, int g, int64_t at
     }
     uint8_t* codes = layout->codes[panel] + column * 4;
     if (!form.wide) {
-        if (form.toggle != 0) {
-            const __m256i bits = _mm256_set1_epi8(static_cast<char>(form.toggle));
+        if (form.add != 0) {
+            const __m256i add = _mm256_set1_epi8(static_cast<char>(form.add));
             auto* all = reinterpret_cast<__m256i*>(rows[0]);
             for (int i = 0; i < 8 * kGroup / 32; ++i)
-                _mm256_store_si256(all + i, _mm256_xor_si256(_mm256_load_si256(all + i), bits));
+                _mm256_store_si256(all + i, _mm256_add_epi8(_mm256_load_si256(all + i), add));
         }
         return interleave(rows, kGroup, kGroup / 4, codes + g * (kGroup / 4) * kUnit);
     }

@@ -14,6 +14,7 @@
 
 #if defined(__AVX512VNNI__) || (defined(_MSC_VER) && defined(__AVX512F__))
 #include "backends/cpu/avx2/linear_tile.h"
+#include "backends/cpu/avx512/linear.h"
 
 namespace bonsai::cpu::avx512 {
 namespace {
@@ -150,12 +151,13 @@ const Multiply* Tile::kernels(DType dtype) {
     return kLowBit;
 }
 
+} // namespace
+
 bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range cols,
                  Scratch& scratch) {
     return fast_piece<Tile>(x, p, rows, cols, scratch);
 }
 
-} // namespace
 } // namespace bonsai::cpu::avx512
 
 void bonsai::cpu::overlay_avx512_linear(KernelTable& table) {
