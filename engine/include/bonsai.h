@@ -74,8 +74,8 @@ typedef enum bonsai_status {
 BONSAI_API const char* bonsai_version(void);
 BONSAI_API uint32_t bonsai_abi_version(void);
 
-/* Why this thread's last failing call failed. Never NULL; valid until the next failing call on this
- * thread. */
+/* Why this thread's last failing call failed, at most 4095 bytes of UTF-8. Never NULL; valid until
+ * the next failing call on this thread. */
 BONSAI_API const char* bonsai_last_error(void);
 
 /* "out of memory", "cancelled", ...: a short name of a status. */
@@ -133,7 +133,8 @@ BONSAI_API bonsai_status bonsai_open(const char* path, const bonsai_open_params*
                                      bonsai_context** ctx);
 
 /* Cancels what runs or waits on other threads, waits until it has returned and releases everything.
- * Not from a callback of ctx. NULL is allowed. */
+ * Calls that begin after this one are not allowed. In a callback of ctx it returns at once, and the
+ * call that runs the callback ends with BONSAI_ERR_CANCELLED and releases ctx. NULL is allowed. */
 BONSAI_API void bonsai_close(bonsai_context* ctx);
 
 typedef struct bonsai_model_info {

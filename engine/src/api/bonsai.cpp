@@ -32,19 +32,22 @@ struct bonsai_context {
     bool busy = false;     // one of them computes
     std::thread::id owner; // the thread that does
     bool closing = false;
+    bool orphaned = false; // closed from a callback: the last call inside releases it
 };
 
 namespace {
 
-thread_local std::string last_error;
+// An array, since an object with a destructor would have to be registered in each thread, which
+// takes memory and ends the process when there is none.
+thread_local char last_error[4096] = "";
 
-// The message of a failure. Runs out of memory quietly: callers still have the status.
-void remember(const Status& status) noexcept {
-    try {
-        last_error = status.message();
-    } catch (...) {
-        last_error.clear();
-    }
+// Copies text into an array, cut where it does not fit but not in the middle of a character.
+template <size_t N> void set_text(char (&to)[N], const std::string& from) noexcept {
+    size_t length = std::min(from.size(), N - 1);
+    while (length > 0 && length < from.size() && (from[length] & 0xc0) == 0x80)
+        --length;
+    std::memcpy(to, from.data(), length);
+    to[length] = 0;
 }
 
 // Runs body, turns exceptions into statuses and remembers the message.
@@ -55,7 +58,7 @@ template <typename Body> bonsai_status guarded(const Body& body) {
     } catch (...) {
         status = bonsai::caught();
     }
-    if (!status.ok()) remember(status);
+    if (!status.ok()) set_text(last_error, status.message());
     return static_cast<bonsai_status>(status.code());
 }
 
@@ -63,7 +66,7 @@ Status missing(const char* what) {
     return fail(ErrorCode::kArgument, "%s is NULL", what);
 }
 
-// Keeps the context alive during one call.
+// Keeps the context alive during one call. The last one releases a context that was closed inside.
 class Visit {
   public:
     explicit Visit(const bonsai_context* ctx) : ctx_(ctx) {
@@ -73,9 +76,14 @@ class Visit {
     Visit(const Visit&) = delete;
     Visit& operator=(const Visit&) = delete;
     ~Visit() {
-        const std::lock_guard<std::mutex> lock(ctx_->mutex);
-        --ctx_->calls;
-        ctx_->changed.notify_all(); // under the lock: close may delete as soon as it is free
+        bool last = false;
+        {
+            const std::lock_guard<std::mutex> lock(ctx_->mutex);
+            --ctx_->calls;
+            last = ctx_->orphaned && ctx_->calls == 0;
+            ctx_->changed.notify_all(); // under the lock: close may delete as soon as it is free
+        }
+        if (last) delete ctx_;
     }
 
   private:
@@ -112,14 +120,6 @@ class Turn {
     bonsai_context* ctx_;
     bool held_ = false;
 };
-
-template <size_t N> void set_text(char (&to)[N], const std::string& from) {
-    size_t length = std::min(from.size(), N - 1);
-    while (length > 0 && length < from.size() && (from[length] & 0xc0) == 0x80)
-        --length; // not in the middle of a character
-    std::memcpy(to, from.data(), length);
-    to[length] = 0;
-}
 
 // Structs that callers own may be older and shorter than ours: fill a full one, copy what they have
 // room for.
@@ -230,7 +230,7 @@ uint32_t bonsai_abi_version(void) {
     return BONSAI_ABI_VERSION;
 }
 const char* bonsai_last_error(void) {
-    return last_error.c_str();
+    return last_error;
 }
 void bonsai_free(void* data) {
     std::free(data);
@@ -318,6 +318,10 @@ void bonsai_close(bonsai_context* ctx) {
         ctx->closing = true;
         ctx->pipeline->cancel();
         ctx->changed.notify_all();
+        if (ctx->owner == std::this_thread::get_id()) { // a callback: waiting would never end
+            ctx->orphaned = true;
+            return;
+        }
         ctx->changed.wait(lock, [ctx] { return ctx->calls == 0; });
     }
     delete ctx;

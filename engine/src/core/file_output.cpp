@@ -41,8 +41,8 @@ const char* advice(int error) {
 }
 
 Status write_error(const std::string& path, int error) {
-    return fail(ErrorCode::kIo, "cannot write %s: %s%s", path.c_str(), std::strerror(error),
-                advice(error));
+    return fail(error == ENOMEM ? ErrorCode::kMemory : ErrorCode::kIo, "cannot write %s: %s%s",
+                path.c_str(), std::strerror(error), advice(error));
 }
 
 // A name in the folder of path that no other thread or process uses. Short, so that any allowed
@@ -125,7 +125,8 @@ Status write_file(const std::string& path, const void* data, size_t size) {
     if (exists) {
         const std::unique_ptr<char, void (*)(void*)> real(::realpath(path.c_str(), nullptr),
                                                           std::free);
-        if (real != nullptr) target = real.get();
+        if (real == nullptr) return write_error(path, errno);
+        target = real.get();
     }
 
     // A process of the same number that was killed may have left its temporary file (in containers

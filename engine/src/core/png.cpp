@@ -294,7 +294,8 @@ class ChunkReader {
 
     Status check_signature() {
         if (file_ == nullptr)
-            return fail(ErrorCode::kIo, "cannot open %s: %s", path_.c_str(), std::strerror(errno));
+            return fail(errno == ENOMEM ? ErrorCode::kMemory : ErrorCode::kIo, "cannot open %s: %s",
+                        path_.c_str(), std::strerror(errno));
         uint8_t signature[8];
         if (!read(signature, sizeof(signature)) ||
             std::memcmp(signature, kSignature, sizeof(signature)) != 0)

@@ -198,12 +198,23 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
     return check_numbers(out->rows, BONSAI_STAGE_TEXT_ENCODER, "");
 }
 
+// Gives weights back to the system when a block ends, be it by an error or an exception.
+struct Pipeline::Eviction {
+    const Pipeline& pipeline;
+    std::vector<const WeightSet*> sets;
+    ~Eviction() {
+        for (const WeightSet* set : sets)
+            pipeline.evict(*set);
+    }
+};
+
 Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* out) {
+    BONSAI_TRY(check_text_memory());
     const Request request;
     Monitor monitor(cancelled_, request);
     Prompt encoded;
+    const Eviction after{*this, {&text_encoder_.weights()}};
     BONSAI_TRY(encode(prompt, monitor, 0, 1, &encoded));
-    evict(text_encoder_.weights());
     *out = std::move(encoded.rows);
     return Status();
 }
@@ -272,11 +283,9 @@ Status Pipeline::generate(const Request& asked, std::vector<Picture>* out) {
     Request request = asked;
     BONSAI_TRY(resolve(&request));
     BONSAI_TRY(check_memory(request));
-    const Status status = draw_all(request, out);
-    for (const WeightSet* set :
-         {&text_encoder_.weights(), &transformer_.weights(), &vae_.weights()})
-        evict(*set); // also what a failed stage left
-    return status;
+    const Eviction after{*this,
+                         {&text_encoder_.weights(), &transformer_.weights(), &vae_.weights()}};
+    return draw_all(request, out);
 }
 
 // Everything before the first step; also run with a planning arena.

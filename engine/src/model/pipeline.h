@@ -88,6 +88,7 @@ class Pipeline {
     struct Monitor;
     // State of one picture between steps.
     struct Denoising;
+    struct Eviction;
 
     Status load(WeightLoader& loader);
     Status check_ops() const;
@@ -122,6 +123,9 @@ class Pipeline {
     int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
     Status plan_request(const Request& request, bonsai_memory_plan* plan) const;
     Status check_memory(const Request& request) const;
+    Status check_text_memory() const;
+    Status check_limit(const std::string& what, const char* instead, uint64_t activations,
+                       uint64_t with_weights, uint64_t limit) const;
     uint64_t memory_limit() const;
     void evict(const WeightSet& weights) const;
     std::string metadata(const Request& request, uint64_t seed,

@@ -86,20 +86,34 @@ Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) 
 
 // Refuses what cannot work before any work is done. Weights are pages of the file that the system
 // may drop and read again, so only activations must fit unless the caller set a limit.
+Status Pipeline::check_limit(const std::string& what, const char* instead, uint64_t activations,
+                             uint64_t with_weights, uint64_t limit) const {
+    const bool set = options_.max_memory > 0;
+    const uint64_t needed = set ? with_weights : activations;
+    if (limit == 0 || needed <= limit) return Status();
+    return fail(ErrorCode::kMemory, "%s needs %llu MB, but %s is %llu MB; %s%s", what.c_str(),
+                static_cast<unsigned long long>(needed / 1000000),
+                set ? "the limit" : "what is free",
+                static_cast<unsigned long long>(limit / 1000000), instead,
+                set ? "raise the limit" : "close other programs");
+}
+
 Status Pipeline::check_memory(const Request& request) const {
     bonsai_memory_plan plan{};
     BONSAI_TRY(plan_request(request, &plan));
-    const uint64_t activations = std::max(
-        {plan.text_encoder_activations, plan.transformer_activations, plan.vae_activations});
-    const uint64_t needed = options_.max_memory > 0 ? plan.peak : activations;
-    if (plan.limit == 0 || needed <= plan.limit) return Status();
-    return fail(ErrorCode::kMemory,
-                "%lldx%lld needs %llu MB, but %s is %llu MB; draw a smaller picture or %s",
-                static_cast<long long>(request.width), static_cast<long long>(request.height),
-                static_cast<unsigned long long>(needed / 1000000),
-                options_.max_memory > 0 ? "the limit" : "what is free",
-                static_cast<unsigned long long>(plan.limit / 1000000),
-                options_.max_memory > 0 ? "raise the limit" : "close other programs");
+    return check_limit(format("%lldx%lld", static_cast<long long>(request.width),
+                              static_cast<long long>(request.height)),
+                       "draw a smaller picture or ",
+                       std::max({plan.text_encoder_activations, plan.transformer_activations,
+                                 plan.vae_activations}),
+                       plan.peak, plan.limit);
+}
+
+Status Pipeline::check_text_memory() const {
+    size_t bytes = 0;
+    BONSAI_TRY(plan_text(&bytes));
+    return check_limit("encoding a prompt", "", bytes, text_encoder_.weights().bytes + bytes,
+                       memory_limit());
 }
 
 } // namespace bonsai
