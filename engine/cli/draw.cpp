@@ -27,6 +27,7 @@ struct Image {
 
 // All of standard input without the line end that editors and echo leave.
 std::string read_prompt() {
+    const IdleSection waiting;
     std::string text((std::istreambuf_iterator<char>(std::cin)), std::istreambuf_iterator<char>());
     while (!text.empty() && (text.back() == '\n' || text.back() == '\r'))
         text.pop_back();

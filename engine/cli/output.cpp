@@ -107,11 +107,11 @@ Output::Output(const std::optional<std::string>& path, int32_t images, bool json
 }
 
 std::string Output::save(const bonsai_image& image, const std::string& prompt) const {
-    const CriticalSection writing;
-    if (path_ == "-") {
+    if (path_ == "-") { // a second signal may end this: whoever should read may have stopped
         write_to_stdout(image);
         return path_;
     }
+    const CriticalSection writing;
     if (!folder_.empty()) return save_new(image, prompt);
     fs::path path = fs::u8path(path_);
     if (numbered_)

@@ -12,6 +12,7 @@ namespace {
 
 std::atomic<int> signal_number{0};
 std::atomic<int> critical{0};
+std::atomic<int> idle{0};
 std::atomic<bonsai_context*> context{nullptr};
 static_assert(std::atomic<bonsai_context*>::is_always_lock_free, "used in a signal handler");
 
@@ -19,8 +20,8 @@ void on_signal(int number) {
 #if defined(_WIN32)
     std::signal(number, on_signal); // Windows forgets the handler each time
 #endif
-    if (signal_number.exchange(number) != 0 && critical.load() == 0)
-        std::_Exit(kExitSignal + number);
+    const bool again = signal_number.exchange(number) != 0;
+    if ((again || idle.load() != 0) && critical.load() == 0) std::_Exit(kExitSignal + number);
     if (bonsai_context* ctx = context.load()) bonsai_cancel(ctx);
 }
 
@@ -63,6 +64,13 @@ CriticalSection::CriticalSection() {
 }
 CriticalSection::~CriticalSection() {
     --critical;
+}
+
+IdleSection::IdleSection() {
+    ++idle;
+}
+IdleSection::~IdleSection() {
+    --idle;
 }
 
 } // namespace bonsai::cli

@@ -27,4 +27,14 @@ class CriticalSection {
     CriticalSection& operator=(const CriticalSection&) = delete;
 };
 
+// While one lives, the first signal ends the program already: it waits for input and has begun
+// nothing.
+class IdleSection {
+  public:
+    IdleSection();
+    ~IdleSection();
+    IdleSection(const IdleSection&) = delete;
+    IdleSection& operator=(const IdleSection&) = delete;
+};
+
 } // namespace bonsai::cli
