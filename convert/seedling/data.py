@@ -37,7 +37,8 @@ class Batches(IterableDataset):
     def __iter__(self):
         torch.set_num_threads(1)
         info = torch.utils.data.get_worker_info()
-        stream = scenes.Grammar().split(f"{self.seed}/{info.id if info else 0}", held=False)
+        grammar = scenes.Grammar(scenes.TRAINING_SHAPE_SHARE)
+        stream = grammar.split(f"{self.seed}/{info.id if info else 0}", held=False)
         encode = tokenizer.Encoder(self.dir)
         while True:
             batch = [next(stream) for _ in range(self.batch)]
