@@ -241,6 +241,23 @@ void bench_conv(const Options& options, const KernelTable& table, const ConvCase
         for (int64_t y = 0; y < rows; y += table.conv2d_piece_rows)
             table.conv2d(args, {y, std::min(rows, y + table.conv2d_piece_rows)}, scratch);
     });
+    if (c.kernel != 3 || !table.winograd) return;
+    Scratch weights;
+    auto* transformed =
+        static_cast<float*>(weights.get(table.winograd_weight_floats(args) * sizeof(float)));
+    const int64_t width = c.upsample ? 2 * c.width : c.width;
+    // Operations of the direct form, so that the rows compare; the weights' share is that of a
+    // picture of this size.
+    measure(options, name + " winograd", ops * 1e-9, Ceiling::kFloats, [&] {
+        table.winograd_weights(args, {0, (c.out + table.winograd_panel - 1) / table.winograd_panel},
+                               transformed);
+        for (int64_t y = 0; y < (rows + 3) / 4; y += 8)
+            for (int64_t x = 0; x < (width + 3) / 4; x += 8)
+                table.winograd(args, transformed,
+                               {y, x, std::min<int64_t>(8, (rows + 3) / 4 - y),
+                                std::min<int64_t>(8, (width + 3) / 4 - x)},
+                               scratch);
+    });
 }
 
 void bench_convs(const Options& options, const KernelTable& table) {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "core/half.h"
 #include "ops/op_test.h"
 
@@ -89,6 +91,37 @@ struct Operands {
     }
 };
 
+// The fast form of 3x3 kernels, in blocks of two shapes that must give the same bytes. Its points
+// weigh inputs up to 25 times, so that it is some ten times less exact.
+static void compare_winograd(Operands& operands, const Expected& expected, const KernelTable& table,
+                             double tolerance) {
+    const Case& c = operands.shape;
+    const int64_t rows = (c.height * operands.zoom() + 3) / 4,
+                  cols = (c.width * operands.zoom() + 3) / 4;
+    Matrix first;
+    for (const int64_t side : {3, 5}) {
+        Matrix out(operands.pixels(), c.out, 7);
+        const Conv2dArgs args = operands.args(out);
+        Scratch weights, scratch;
+        const size_t count = table.winograd_weight_floats(args);
+        auto* transformed = static_cast<float*>(weights.get((count + 16) * sizeof(float)));
+        std::fill(transformed + count, transformed + count + 16, -7.0f);
+        for (int64_t panel = 0; panel * table.winograd_panel < c.out; ++panel)
+            table.winograd_weights(args, {panel, panel + 1}, transformed);
+        CHECK(std::all_of(transformed + count, transformed + count + 16,
+                          [](float x) { return x == -7.0f; }));
+        for (int64_t y = 0; y < rows; y += side)
+            for (int64_t x = 0; x < cols; x += side)
+                CHECK(table.winograd(args, transformed,
+                                     {y, x, std::min(side, rows - y), std::min(side, cols - x)},
+                                     scratch));
+        CHECK(rel_l2(out, expected) < tolerance);
+        CHECK(out.intact());
+        CHECK(side == 3 || out.same_bytes(first));
+        first = out;
+    }
+}
+
 // f32 sums of up to 256 products at a time: 1e-6 is some ten times the usual error.
 static void compare(const Case& c, double tolerance = 1e-6) {
     Operands operands(c, static_cast<uint64_t>(c.height * 131 + c.width * 17 + c.in * 3 + c.out));
@@ -102,6 +135,8 @@ static void compare(const Case& c, double tolerance = 1e-6) {
         }));
         CHECK(rel_l2(out, expected) < tolerance);
         CHECK(out.intact());
+        if (c.kernel == 3 && table->winograd)
+            compare_winograd(operands, expected, *table, 10 * tolerance);
     }
 }
 

@@ -18,6 +18,11 @@ constexpr int64_t kRowsPerPiece = 16; // row ops: enough work to hide the hand-o
 constexpr int64_t kPixelsPerPiece =
     1024; // group sums: fixed, since the order of additions follows from it
 
+// Winograd tiles along a side of a block: enough to use each weight often, few enough that their 36
+// points stay near L2; and the fewest in a block.
+constexpr int64_t kBlockTiles = 8;
+constexpr int64_t kLeastTiles = 12;
+
 class HostBuffer final : public Buffer {
   public:
     explicit HostBuffer(size_t bytes) {
@@ -230,7 +235,36 @@ Status CpuBackend::do_group_norm(const GroupNormArgs& args) {
     return Status();
 }
 
+// Few tiles are cut into small blocks, so that all workers have some; results do not depend on it.
+Status CpuBackend::winograd(const Conv2dArgs& args) {
+    const int zoom = args.upsample ? 2 : 1;
+    const int64_t rows = pieces_of(args.height * zoom, 4), cols = pieces_of(args.width * zoom, 4);
+    int64_t tall = kBlockTiles, wide = kBlockTiles;
+    const auto blocks = [&] { return pieces_of(rows, tall) * pieces_of(cols, wide); };
+    while (tall * wide > kLeastTiles && blocks() < 3 * pool_->size())
+        (tall > wide ? tall : wide) /= 2;
+
+    Scratch weights; // not kept: as large as the widest layer of floats four times over
+    const size_t bytes = table_.winograd_weight_floats(args) * sizeof(float);
+    auto* transformed = static_cast<float*>(weights.get(bytes));
+    if (!transformed) return no_scratch("conv2d");
+    BONSAI_TRY(
+        pool_->parallel_for(pieces_of(args.out.cols, table_.winograd_panel), [&](int64_t i, int) {
+            table_.winograd_weights(args, {i, i + 1}, transformed);
+        }));
+    std::atomic<bool> complete{true};
+    BONSAI_TRY(pool_->parallel_for(blocks(), [&](int64_t i, int worker) {
+        const int64_t y = i / pieces_of(cols, wide) * tall, x = i % pieces_of(cols, wide) * wide;
+        const TileBlock block = {y, x, std::min(tall, rows - y), std::min(wide, cols - x)};
+        if (!table_.winograd(args, transformed, block, scratch_[static_cast<size_t>(worker)]))
+            complete = false;
+    }));
+    return complete ? Status() : no_scratch("conv2d");
+}
+
 Status CpuBackend::do_conv2d(const Conv2dArgs& args) {
+    if (precision_ == Precision::kFast && args.kernel == 3 && table_.winograd)
+        return winograd(args);
     const int64_t height = args.upsample ? 2 * args.height : args.height;
     const int64_t piece = table_.conv2d_piece_rows;
     std::atomic<bool> complete{true};

@@ -45,6 +45,7 @@ class CpuBackend final : public Backend {
         : precision_(options.precision), table_(table) {}
     template <typename Args> Status by_rows(const Args& args, void (*kernel)(const Args&, Range));
     Status quantize(const Tensor& x, QuantizedRows* out);
+    Status winograd(const Conv2dArgs& args);
     Status project(const Tensor& x, const QuantizedRows* quantized, const Projection& p);
 
     Precision precision_;

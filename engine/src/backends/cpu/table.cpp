@@ -79,12 +79,14 @@ void overlay_avx2(KernelTable& table) {
     overlay_avx2_rows(table);
     overlay_avx2_attention(table);
     overlay_avx2_conv(table);
+    overlay_avx2_winograd(table);
 }
 #endif
 
 #if defined(BONSAI_LEVEL_AVX512)
 void overlay_avx512(KernelTable& table) {
     overlay_avx512_linear(table);
+    overlay_avx512_winograd(table);
 }
 #endif
 

@@ -14,6 +14,11 @@ struct Range {
     int64_t end;
 };
 
+// A rectangle of an image in tiles of 4 x 4 output pixels; it may reach over the edges.
+struct TileBlock {
+    int64_t y, x, rows, cols;
+};
+
 // Grows on demand, one for each worker; contents do not survive a call.
 class Scratch {
   public:
@@ -91,6 +96,15 @@ struct KernelTable {
     // Output image rows [begin, end), all columns and channels.
     bool (*conv2d)(const Conv2dArgs& args, Range out_rows, Scratch& scratch);
     int64_t conv2d_piece_rows; // image rows of one piece
+
+    // The same for 3x3 kernels with fewer multiplications, each a little less exact; null where a
+    // level has none. First the weights are transformed, in panels of winograd_panel output
+    // channels, into memory for winograd_weight_floats; then blocks of tiles are independent.
+    size_t (*winograd_weight_floats)(const Conv2dArgs& args);
+    void (*winograd_weights)(const Conv2dArgs& args, Range panels, float* transformed);
+    bool (*winograd)(const Conv2dArgs& args, const float* transformed, const TileBlock& block,
+                     Scratch& scratch);
+    int64_t winograd_panel;
 };
 
 // Kernel levels, worst first. Each stands on another one (`below`): its overlay replaces the
@@ -136,9 +150,11 @@ void overlay_avx2_linear(KernelTable& table);
 void overlay_avx2_rows(KernelTable& table);
 void overlay_avx2_attention(KernelTable& table);
 void overlay_avx2_conv(KernelTable& table);
+void overlay_avx2_winograd(KernelTable& table);
 void overlay_avxvnni(KernelTable& table); // linear_fast
 void overlay_avx512(KernelTable& table);
 void overlay_avx512_linear(KernelTable& table); // linear_fast
-void overlay_amx(KernelTable& table);           // linear_fast
+void overlay_avx512_winograd(KernelTable& table);
+void overlay_amx(KernelTable& table); // linear_fast
 
 } // namespace bonsai::cpu
