@@ -5,12 +5,15 @@
 
 #if defined(__GNUC__)
 #define BONSAI_ALWAYS_INLINE inline __attribute__((always_inline))
+#define BONSAI_NEVER_INLINE __attribute__((noinline))
 #define BONSAI_PRAGMA(text) _Pragma(#text)
 #define BONSAI_UNROLL(count) BONSAI_PRAGMA(GCC unroll count)
 #elif defined(_MSC_VER)
 #define BONSAI_ALWAYS_INLINE __forceinline
+#define BONSAI_NEVER_INLINE __declspec(noinline)
 #define BONSAI_UNROLL(count) // full unrolling of short constant loops is the optimiser's default
 #else
 #define BONSAI_ALWAYS_INLINE inline
+#define BONSAI_NEVER_INLINE
 #define BONSAI_UNROLL(count)
 #endif

@@ -14,6 +14,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
+#endif
 
 namespace bonsai::cpu {
 
@@ -80,6 +89,47 @@ uint32_t detect() {
         bit(leaf7_1, kEax, 5) && may_use_tiles())
         found |= kFeatureAmx;
     return found;
+}
+#elif defined(__aarch64__)
+// Sets that a program may use are told by the system, which alone can read the feature registers.
+#if defined(__linux__)
+bool has_dotprod() {
+    return (getauxval(AT_HWCAP) >> 20 & 1) != 0; // HWCAP_ASIMDDP
+}
+bool has_i8mm() {
+    return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; // HWCAP2_I8MM
+}
+#elif defined(__APPLE__)
+bool has(const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_dotprod() {
+    return has("hw.optional.arm.FEAT_DotProd");
+}
+bool has_i8mm() {
+    return has("hw.optional.arm.FEAT_I8MM");
+}
+#elif defined(_WIN32)
+// The numbers of winnt.h, which older copies of it lack.
+bool has_dotprod() {
+    return IsProcessorFeaturePresent(43) != 0; // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+}
+bool has_i8mm() {
+    return IsProcessorFeaturePresent(66) != 0; // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
+}
+#else
+bool has_dotprod() {
+    return false;
+}
+bool has_i8mm() {
+    return false;
+}
+#endif
+
+uint32_t detect() {
+    return kFeatureNeon | (has_dotprod() ? kFeatureDotprod : 0) | (has_i8mm() ? kFeatureI8mm : 0);
 }
 #else
 uint32_t detect() {

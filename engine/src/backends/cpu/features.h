@@ -11,10 +11,13 @@ namespace bonsai::cpu {
 
 // One bit for each set that a level needs. A set counts only if the operating system saves its
 // registers too.
-constexpr uint32_t kFeatureAvx2 = 1u << 0;    // AVX2, FMA and F16C
-constexpr uint32_t kFeatureAvxVnni = 1u << 1; // AVX-VNNI: vpdpbusd on 256 bits, VEX-coded
-constexpr uint32_t kFeatureAvx512 = 1u << 2;  // AVX-512 F, BW, DQ, VL and VNNI
-constexpr uint32_t kFeatureAmx = 1u << 3;     // AMX tiles, int8 and bf16 products; AVX-512 BF16
+constexpr uint32_t kFeatureAvx2 = 1u << 0;     // AVX2, FMA and F16C
+constexpr uint32_t kFeatureAvxVnni = 1u << 1;  // AVX-VNNI: vpdpbusd on 256 bits, VEX-coded
+constexpr uint32_t kFeatureAvx512 = 1u << 2;   // AVX-512 F, BW, DQ, VL and VNNI
+constexpr uint32_t kFeatureAmx = 1u << 3;      // AMX tiles, int8 and bf16 products; AVX-512 BF16
+constexpr uint32_t kFeatureNeon = 1u << 16;    // every 64-bit ARM processor has it
+constexpr uint32_t kFeatureDotprod = 1u << 17; // FEAT_DotProd: sdot
+constexpr uint32_t kFeatureI8mm = 1u << 18;    // FEAT_I8MM: smmla
 
 // The sets of the processor at hand.
 uint32_t detected_features();

@@ -36,6 +36,15 @@ static constexpr LevelInfo kLevels[] = {
 #if defined(BONSAI_LEVEL_AMX)
     {Level::kAmx, "amx", Level::kAvx512, kFeatureAmx, overlay_amx},
 #endif
+#if defined(__aarch64__)
+    {Level::kNeon, "neon", Level::kGeneric, kFeatureNeon, overlay_neon},
+#endif
+#if defined(BONSAI_LEVEL_DOTPROD)
+    {Level::kDotprod, "dotprod", Level::kNeon, kFeatureDotprod, overlay_dotprod},
+#endif
+#if defined(BONSAI_LEVEL_I8MM)
+    {Level::kI8mm, "i8mm", Level::kDotprod, kFeatureI8mm, overlay_i8mm},
+#endif
 };
 
 LevelList level_list() {
@@ -87,6 +96,15 @@ void overlay_avx2(KernelTable& table) {
 void overlay_avx512(KernelTable& table) {
     overlay_avx512_linear(table);
     overlay_avx512_winograd(table);
+}
+#endif
+
+#if defined(__aarch64__)
+void overlay_neon(KernelTable& table) {
+    overlay_neon_linear(table);
+    overlay_neon_rows(table);
+    overlay_neon_attention(table);
+    overlay_neon_conv(table);
 }
 #endif
 

@@ -115,6 +115,9 @@ enum class Level {
     kAvxVnni,
     kAvx512,
     kAmx,
+    kNeon,
+    kDotprod,
+    kI8mm,
 };
 
 struct LevelInfo {
@@ -156,5 +159,12 @@ void overlay_avx512(KernelTable& table);
 void overlay_avx512_linear(KernelTable& table); // linear_fast
 void overlay_avx512_winograd(KernelTable& table);
 void overlay_amx(KernelTable& table); // linear_fast
+void overlay_neon(KernelTable& table);
+void overlay_neon_linear(KernelTable& table);
+void overlay_neon_rows(KernelTable& table);
+void overlay_neon_attention(KernelTable& table);
+void overlay_neon_conv(KernelTable& table);
+void overlay_dotprod(KernelTable& table); // linear_fast
+void overlay_i8mm(KernelTable& table);    // linear_fast
 
 } // namespace bonsai::cpu
