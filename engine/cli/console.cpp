@@ -84,10 +84,11 @@ Console::Console(int verbosity) : verbosity_(verbosity), terminal_(is_terminal()
 #endif
 }
 
+// Lines quote file names, prompts and what stands in files.
 void Console::print(const char* label, const char* color, const std::string& line) {
     clear();
     std::fprintf(stderr, "%s%s%s%s\n", color_ ? color : "", label,
-                 color_ && *color ? "\x1b[0m" : "", line.c_str());
+                 color_ && *color ? "\x1b[0m" : "", one_line(line).c_str());
     std::fflush(stderr);
 }
 

@@ -124,6 +124,22 @@ std::string json_string(const std::string& text) {
     return out + "\"";
 }
 
+std::string one_line(const std::string& text) {
+    std::string out;
+    for (size_t at = 0; at < text.size();) {
+        const size_t length = utf8_length(text, at);
+        const auto c = static_cast<unsigned char>(text[at]);
+        const bool control =
+            c < 0x20 || c == 0x7f || (c == 0xc2 && static_cast<unsigned char>(text[at + 1]) < 0xa0);
+        if (length == 0 || control)
+            out += '?';
+        else
+            out.append(text, at, length);
+        at += length > 0 ? length : 1;
+    }
+    return out;
+}
+
 std::string slug(const std::string& prompt) {
     constexpr size_t kLimit = 48;
     std::string out;

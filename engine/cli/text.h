@@ -26,6 +26,9 @@ std::string format_seconds(double seconds);
 // text as a JSON string with quotes; bytes that are no valid UTF-8 become U+FFFD.
 std::string json_string(const std::string& text);
 
+// text for a terminal: control characters and bytes that are no valid UTF-8 become question marks.
+std::string one_line(const std::string& text);
+
 // Words of a prompt as part of a file name: at most 48 bytes, "untitled" when nothing is left.
 std::string slug(const std::string& prompt);
 

@@ -188,6 +188,7 @@ def test_from_another_model_is_a_warning(cli):
         ("prompt: x\nseed: 1\nsize: 1e9x4\n", "a.png: size"),
         ("prompt: x\nseed: one\n", "a.png: seed"),
         ("prompt: x\nseed: 1\nprecision: best\n", "a.png: precision"),
+        ("prompt: x\nseed: \x1b]0;title\x07\x9b31m\n", "a.png: seed ?]0;title??31m"),
     ],
 )
 def test_from_bad_pictures(cli, text, message):

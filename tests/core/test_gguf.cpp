@@ -61,6 +61,17 @@ TEST(reads_keys_and_tensors) {
     CHECK(describe_json(*file).find("\"shape\": [2, 128]") != std::string::npos);
 }
 
+TEST(strings_are_described_as_json_wants_them) {
+    GgufBuilder b;
+    b.text("text", "caf\xc3\xa9 \"\\ \n\x7f \xff \xed\xa0\x80 \xe2\x82");
+    std::unique_ptr<GgufFile> file;
+    CHECK_OK(open(b.bytes(), &file));
+    if (!file) return;
+    const std::string bad = "\xef\xbf\xbd"; // U+FFFD
+    CHECK(describe_json(*file).find("\"caf\xc3\xa9 \\\"\\\\ \\u000a\\u007f " + bad + " " + bad +
+                                    bad + bad + " " + bad + bad + "\"") != std::string::npos);
+}
+
 TEST(wrong_types_and_missing_keys_are_named) {
     std::unique_ptr<GgufFile> file;
     CHECK_OK(open(small_file().bytes(), &file));
@@ -108,6 +119,8 @@ TEST(lies_are_refused) {
     lie("stands twice").tensor("t", 0, {1}, "abcd").tensor("t", 0, {1}, "abcd");
     lie("control character").u32("a\x1b[31m", 1);
     lie("control character").tensor("t\n", 0, {1}, "abcd");
+    lie("is not UTF-8").u32("k\xff", 1);
+    lie("is not UTF-8").tensor("t\xed\xa0\x80", 0, {1}, "abcd");
     lie("not possible").tensor("t", 0, {0}, "");
     lie("not possible").tensor("t", 0, {uint64_t(1) << 62, 4}, "abcd");
     lie("not possible").tensor("t", 0, {uint64_t(1) << 33, uint64_t(1) << 33}, "abcd");

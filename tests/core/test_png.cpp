@@ -147,6 +147,9 @@ TEST(damaged_text_chunks) {
     CHECK_FAILS(read_back(dir, text_file("zTXt", keyword), &text), ErrorCode::kFormat, "cut short");
     CHECK_FAILS(read_back(dir, text_file("tEXt", keyword + std::string("a\0b", 3)), &text),
                 ErrorCode::kFormat, "zero byte");
+    CHECK_FAILS(
+        read_back(dir, text_file("iTXt", keyword + std::string("\0\0\0\0ab\xff", 7)), &text),
+        ErrorCode::kFormat, "not UTF-8 at byte 2");
     CHECK(!read_back(dir, text_file("zTXt", keyword + std::string("\0garbage", 8)), &text).ok());
     CHECK(text.empty());
     // A length that runs past the end of the file, within the limit and far beyond it.

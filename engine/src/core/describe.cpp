@@ -7,34 +7,25 @@
 #include <map>
 
 #include "core/sha256.h"
+#include "core/utf8.h"
 
 namespace bonsai {
 
 std::string quoted(std::string_view text, size_t limit) {
     std::string out = "\"";
     const std::string_view shown = text.substr(0, limit);
-    for (size_t i = 0; i < shown.size();) {
+    size_t invalid = find_invalid_utf8(shown);
+    for (size_t i = 0; i < shown.size(); ++i) {
         const auto byte = static_cast<unsigned char>(shown[i]);
-        const size_t length = byte < 0x80       ? 1
-                              : byte >> 5 == 6  ? 2
-                              : byte >> 4 == 14 ? 3
-                              : byte >> 3 == 30 ? 4
-                                                : 0;
-        bool valid = length > 0 && i + length <= shown.size();
-        for (size_t k = 1; valid && k < length; ++k)
-            valid = (static_cast<unsigned char>(shown[i + k]) & 0xc0) == 0x80;
-        if (!valid) {
+        if (i == invalid) {
             out += "\xef\xbf\xbd";
-            ++i;
-        } else if (byte == '"' || byte == '\\') {
-            out += '\\';
-            out += shown[i++];
+            invalid = find_invalid_utf8(shown.substr(i + 1));
+            if (invalid != std::string_view::npos) invalid += i + 1;
         } else if (byte < 32 || byte == 127) {
             out += format("\\u%04x", byte);
-            ++i;
         } else {
-            out.append(shown.substr(i, length));
-            i += length;
+            if (byte == '"' || byte == '\\') out += '\\';
+            out += shown[i];
         }
     }
     return out + (shown.size() < text.size() ? "...\"" : "\"");
@@ -152,9 +143,10 @@ std::string shape_of(const GgufTensor& t, const char* separator) {
 } // namespace
 
 std::string describe_text(const GgufFile& file) {
-    std::string out = format(
-        "%s\n  GGUF version 3, %.1f MB, %zu tensors, %zu keys\n", file.file().path().c_str(),
-        static_cast<double>(file.file().size()) / 1e6, file.tensors().size(), file.keys().size());
+    std::string out =
+        format("%s\n  GGUF version 3, %.1f MB, %zu tensors, %zu keys\n",
+               legible(file.file().path()).c_str(), static_cast<double>(file.file().size()) / 1e6,
+               file.tensors().size(), file.keys().size());
     out += is_bonsai(file) ? "  a bonsai model: ready to draw\n"
                            : "  not a bonsai model: this engine runs what convert.py makes from a "
                              "checkpoint directory "

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/utf8.h"
+
 namespace bonsai {
 
 namespace {
@@ -90,19 +92,14 @@ class GgufCursor {
 
 namespace {
 
-// For messages: at most 64 bytes, control characters replaced.
+// For messages: at most 64 bytes.
 std::string printable(std::string_view text) {
-    std::string out(text.substr(0, 64));
-    for (char& c : out) {
-        if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
-    }
-    return text.size() > 64 ? out + "..." : out;
+    return legible(text.substr(0, 64)) + (text.size() > 64 ? "..." : "");
 }
 
-// Names end up in messages, on terminals and in C strings.
-bool has_control_character(std::string_view text) {
-    return std::any_of(text.begin(), text.end(),
-                       [](char c) { return static_cast<unsigned char>(c) < 32 || c == 127; });
+// Names end up in messages, on terminals, in JSON and in C strings.
+bool is_unfit(std::string_view name) {
+    return legible(name) != name;
 }
 
 Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* value) {
@@ -136,9 +133,10 @@ Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* valu
 Status parse_tensor(GgufCursor& cursor, const std::string& path, GgufTensor* tensor) {
     BONSAI_TRY(cursor.string("tensor name", &tensor->name));
     const std::string name = printable(tensor->name);
-    if (has_control_character(tensor->name))
-        return fail(ErrorCode::kFormat, "%s: tensor name %s contains a control character",
-                    path.c_str(), name.c_str());
+    if (is_unfit(tensor->name))
+        return fail(ErrorCode::kFormat,
+                    "%s: tensor name %s contains a control character or is not UTF-8", path.c_str(),
+                    name.c_str());
     uint32_t dims = 0;
     BONSAI_TRY(cursor.read("dimension count", &dims));
     if (dims < 1 || dims > 4)
@@ -242,8 +240,9 @@ Status GgufFile::parse_keys(GgufCursor& cursor, uint64_t key_count) {
         if (key.empty() || key.size() > kMaxKeyLength)
             return fail(ErrorCode::kFormat, "%s: key %llu has a length of %zu", path.c_str(),
                         static_cast<unsigned long long>(i), key.size());
-        if (has_control_character(key))
-            return fail(ErrorCode::kFormat, "%s: key %s contains a control character", path.c_str(),
+        if (is_unfit(key))
+            return fail(ErrorCode::kFormat,
+                        "%s: key %s contains a control character or is not UTF-8", path.c_str(),
                         printable(key).c_str());
         BONSAI_TRY(parse_value(cursor, path + ": key " + printable(key), &value));
         if (!key_index_.emplace(key, keys_.size()).second)

@@ -13,6 +13,8 @@
 #include <filesystem>
 #endif
 
+#include "core/utf8.h"
+
 #ifdef BONSAI_HAVE_ZLIB
 #include <zlib.h>
 #endif
@@ -223,6 +225,9 @@ Status text_of_chunk(const std::string& type, const uint8_t* data, size_t size, 
     if (type != "iTXt") *text = from_latin1(*text);
     if (text->find('\0') != std::string::npos)
         return fail(ErrorCode::kFormat, "damaged: it contains a zero byte");
+    const size_t invalid = find_invalid_utf8(*text);
+    if (invalid != std::string_view::npos)
+        return fail(ErrorCode::kFormat, "damaged: it is not UTF-8 at byte %zu", invalid);
     return Status();
 }
 

@@ -6,6 +6,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "core/utf8.h"
+
 namespace bonsai {
 
 static std::string format_list(const char* text, va_list args) {
@@ -29,7 +31,8 @@ std::string format(const char* text, ...) {
 Status fail(ErrorCode code, const char* text, ...) {
     va_list args;
     va_start(args, text);
-    Status status(code, format_list(text, args));
+    // Messages quote files and arguments, and end on terminals.
+    Status status(code, legible(format_list(text, args)));
     va_end(args);
     return status;
 }

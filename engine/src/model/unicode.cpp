@@ -102,33 +102,6 @@ CharClass char_class(char32_t code_point) {
     return static_cast<CharClass>(lookup<2>(kClassChanges, code_point));
 }
 
-size_t find_invalid_utf8(std::string_view text) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(text.data());
-    const size_t size = text.size();
-    for (size_t i = 0; i < size;) {
-        const uint8_t lead = bytes[i];
-        if (lead < 0x80) {
-            ++i;
-            continue;
-        }
-        // Table 3-7 of the Unicode Standard: only the second byte's range depends on the lead.
-        const size_t length = lead < 0xC2   ? 0
-                              : lead < 0xE0 ? 2
-                              : lead < 0xF0 ? 3
-                              : lead < 0xF5 ? 4
-                                            : 0;
-        if (length == 0 || length > size - i) return i;
-        const uint8_t low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-        const uint8_t high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-        if (bytes[i + 1] < low || bytes[i + 1] > high) return i;
-        for (size_t k = 2; k < length; ++k) {
-            if ((bytes[i + k] & 0xC0) != 0x80) return i;
-        }
-        i += length;
-    }
-    return std::string_view::npos;
-}
-
 void decode_utf8(std::string_view text, std::vector<char32_t>* out) {
     const auto* p = reinterpret_cast<const uint8_t*>(text.data());
     const uint8_t* end = p + text.size();

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/utf8.h"
+
 namespace bonsai {
 
 // \p{L}, \p{N} and \s exclude each other; kOther is everything else, marks and unassigned ones
@@ -16,10 +18,6 @@ namespace bonsai {
 enum class CharClass : uint8_t { kOther = 0, kLetter = 1, kNumber = 2, kSpace = 3 };
 
 CharClass char_class(char32_t code_point);
-
-// Byte offset of the first sequence that is not well-formed UTF-8 (overlong forms, surrogates and
-// values past U+10FFFF are not), or std::string_view::npos.
-size_t find_invalid_utf8(std::string_view text);
 
 // Appends the code points of well-formed UTF-8.
 void decode_utf8(std::string_view text, std::vector<char32_t>* out);
