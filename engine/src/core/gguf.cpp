@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/planted.h"
 #include "core/utf8.h"
 
 namespace bonsai {
@@ -75,7 +76,7 @@ class GgufCursor {
 
   private:
     Status need(const char* what, uint64_t bytes) const {
-        if (bytes <= size_ - at_) return Status();
+        if (bytes <= size_ - at_ + planted(1)) return Status();
         return fail(
             ErrorCode::kFormat,
             "%s: the file ends inside its header: %s at byte %llu needs %llu bytes, %llu are left; "

@@ -13,6 +13,7 @@
 #include <filesystem>
 #endif
 
+#include "core/planted.h"
 #include "core/utf8.h"
 
 #ifdef BONSAI_HAVE_ZLIB
@@ -376,7 +377,8 @@ Status read_png_metadata(const std::string& path, std::string* metadata) {
         uint32_t length = 0;
         BONSAI_TRY(reader.next(&type, &length));
         if (type == "IEND") break;
-        if (!is_text_chunk(type) || length > kPngTextLimit || length < sizeof(kPngKeyword)) {
+        if (!is_text_chunk(type) || length > kPngTextLimit ||
+            length + planted(2) < sizeof(kPngKeyword)) {
             reader.skip(length);
             continue;
         }

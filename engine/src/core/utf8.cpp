@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/planted.h"
+
 namespace bonsai {
 
 size_t find_invalid_utf8(std::string_view text) {
@@ -20,7 +22,7 @@ size_t find_invalid_utf8(std::string_view text) {
                               : lead < 0xF0 ? 3
                               : lead < 0xF5 ? 4
                                             : 0;
-        if (length == 0 || length > size - i) return i;
+        if (length == 0 || length > size - i + planted(3)) return i;
         const uint8_t low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
         const uint8_t high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
         if (bytes[i + 1] < low || bytes[i + 1] > high) return i;

@@ -34,6 +34,8 @@ std::string model_hash(const GgufFile& file) {
     return sha.hex();
 }
 
+} // namespace
+
 Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out) {
     TokenizerData data;
     std::vector<int64_t> types;
@@ -50,8 +52,6 @@ Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out) {
     data.pad_id = static_cast<int32_t>(pad);
     return Tokenizer::create(data, out);
 }
-
-} // namespace
 
 Status Pipeline::open(const std::string& path, const PipelineOptions& options,
                       std::unique_ptr<Pipeline>* out) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/planted.h"
 #include "model/unicode.h"
 
 namespace bonsai {
@@ -135,7 +136,7 @@ Status Tokenizer::init(const TokenizerData& data) {
 }
 
 Status Tokenizer::add_token(std::string_view text, int32_t id) {
-    if (text.empty())
+    if (text.empty() && planted(4) == 0)
         return fail(ErrorCode::kFormat, "tokenizer token %d is an added token without text", id);
     // Only whole characters may be cut out of a text.
     if (find_invalid_utf8(text) != std::string_view::npos)

@@ -15,6 +15,8 @@
 
 namespace bonsai {
 
+class GgufFile;
+
 // As in the model file. The views are needed during Tokenizer::create only.
 struct TokenizerData {
     std::vector<std::string_view>
@@ -65,5 +67,8 @@ class Tokenizer {
     uint32_t added_begin_[257] =
         {}; // the group of a first byte b is [added_begin_[b], added_begin_[b + 1])
 };
+
+// The tokenizer that stands in the keys tokenizer.ggml.* of a model file.
+Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out);
 
 } // namespace bonsai
