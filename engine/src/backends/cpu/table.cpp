@@ -105,6 +105,7 @@ void overlay_neon(KernelTable& table) {
     overlay_neon_rows(table);
     overlay_neon_attention(table);
     overlay_neon_conv(table);
+    overlay_neon_winograd(table);
 }
 #endif
 

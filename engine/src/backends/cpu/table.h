@@ -164,6 +164,7 @@ void overlay_neon_linear(KernelTable& table);
 void overlay_neon_rows(KernelTable& table);
 void overlay_neon_attention(KernelTable& table);
 void overlay_neon_conv(KernelTable& table);
+void overlay_neon_winograd(KernelTable& table);
 void overlay_dotprod(KernelTable& table); // linear_fast
 void overlay_i8mm(KernelTable& table);    // linear_fast
 
