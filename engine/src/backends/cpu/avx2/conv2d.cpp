@@ -196,14 +196,21 @@ void multiply_rows(int rows, const float* x, int64_t step, const float* panel, i
     }
 }
 
-// out = bias + add, the value that sums start from.
+// out = bias + add, the value that sums start from. Cases apart, or the compiler reads through a
+// null pointer under an empty mask: harmless on a processor, a fault for emulators that read first.
 void start_row(const Conv2dArgs& args, int64_t pixel) {
     const int64_t channels = args.out.cols;
     float* out = row_of(args.out, pixel);
     const float* bias = static_cast<const float*>(args.bias.data);
     const float* add = args.add.data == nullptr ? nullptr : row_of(args.add, pixel);
-    for (int64_t c = 0; c < channels; ++c)
-        out[c] = (bias == nullptr ? 0.0f : bias[c]) + (add == nullptr ? 0.0f : add[c]);
+    const size_t bytes = static_cast<size_t>(channels) * sizeof(float);
+    if (bias != nullptr && add != nullptr)
+        for (int64_t c = 0; c < channels; ++c)
+            out[c] = bias[c] + add[c];
+    else if (bias != nullptr || add != nullptr)
+        memmove(out, bias != nullptr ? bias : add, bytes);
+    else
+        memset(out, 0, bytes);
 }
 
 // Adds the products of one panel to all pixels of the tile; `offset` = first product within kernel
