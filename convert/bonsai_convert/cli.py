@@ -20,6 +20,7 @@ from pathlib import Path
 
 from . import config, gguf, layout, stream, tokenizer
 from .errors import ConvertError, UsageError
+from .jsonfile import brief, is_plain
 from .plan import Choices, Plan, make_plan
 from .progress import Progress, size_text, time_text
 from .safetensors import Files, open_component
@@ -245,8 +246,8 @@ def run_verify(args: argparse.Namespace, source: Source, files: Files) -> int:
     model = gguf.Reader(args.verify)
     if model.keys.get("general.architecture") != "bonsai":
         raise ConvertError(
-            f"{args.verify}: architecture {model.keys.get('general.architecture')!r}, expected "
-            "'bonsai'; files of this converter can be verified, no others"
+            f"{args.verify}: architecture {brief(model.keys.get('general.architecture'))}, "
+            "expected 'bonsai'; files of this converter can be verified, no others"
         )
     checkpoint = Checkpoint(source, "vae.encoder.conv_in.weight" in model.tensors)
     keys = checkpoint.content_keys(str(model.keys.get("bonsai.variant")))
@@ -265,6 +266,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--verify writes nothing: leave out -o and --dry-run")
     if not (args.verify or args.output or args.dry_run):
         raise UsageError("-o FILE is required")
+    if args.name is not None and not is_plain(args.name):
+        raise UsageError("--name must be text of one line")
     if args.dry_run and is_hub_id(args.source):
         listing = hub_listing(args.source, args.revision)
         print("\n".join(f"{size_text(n):>10s}  {name}" for name, n in listing))
@@ -305,6 +308,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{parser.prog}: error: {e}", file=sys.stderr)
     except OSError as e:
         print(f"{parser.prog}: error: {_os_error_text(e, args.output)}", file=sys.stderr)
+    except MemoryError:
+        print(f"{parser.prog}: error: not enough memory; close other programs", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted, nothing written", file=sys.stderr)
         return 130

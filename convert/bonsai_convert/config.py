@@ -11,8 +11,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import gguf
+from . import gguf, jsonfile
 from .errors import ConvertError
+from .jsonfile import brief
 
 KLEIN_OUT_LAYERS = [9, 18, 27]
 KLEIN_MAX_TOKENS = 512
@@ -26,22 +27,23 @@ _MISSING = object()
 class Settings:
     """One JSON file with typed, bounded access; every failure names file, key and remedy."""
 
-    def __init__(self, path: Path, hint: str = "download the checkpoint again") -> None:
+    def __init__(
+        self, path: Path, hint: str = "download the checkpoint again", limit: int = 1 << 20
+    ) -> None:
         self.path = path
         try:
-            with open(path, encoding="utf-8") as f:
-                self.data = json.load(f)
+            self.data = jsonfile.parse(jsonfile.read_bytes(path, limit))
         except FileNotFoundError as e:
             raise ConvertError(f"{path}: missing; {hint}") from e
         except OSError as e:
             raise ConvertError(f"{path}: cannot be read: {e.strerror}") from e
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             raise ConvertError(f"{path}: not valid JSON ({e}); {hint}") from e
         if not isinstance(self.data, dict):
             raise ConvertError(f"{path}: expected a JSON object; {hint}")
 
     def fail(self, key: str, expected: str, advice: str = "") -> ConvertError:
-        found = repr(self.data[key]) if key in self.data else "nothing"
+        found = brief(self.data[key]) if key in self.data else "nothing"
         tail = f"; {advice}" if advice else ""
         return ConvertError(f"{self.path}: '{key}': expected {expected}, found {found}{tail}")
 
@@ -131,15 +133,15 @@ def read_transformer(path: Path) -> Transformer:
     if time_channels % 2:
         raise s.fail("timestep_guidance_channels", "an even number")
     mlp = heads * head_dim * s.float("mlp_ratio", 0.01, 64, 3.0)
-    if mlp != int(mlp):
-        raise s.fail("mlp_ratio", "a ratio that gives a whole hidden width")
+    if mlp != int(mlp) or not 1 <= mlp <= 1 << 18:
+        raise s.fail("mlp_ratio", f"a ratio that gives a whole hidden width up to {1 << 18}")
     return Transformer(
         double_blocks=s.int("num_layers", 1, 256),
         single_blocks=s.int("num_single_layers", 1, 256),
         heads=heads,
         head_dim=head_dim,
         in_channels=in_channels,
-        context_width=s.int("joint_attention_dim", 1, 1 << 20),
+        context_width=s.int("joint_attention_dim", 1, 1 << 18),
         mlp_width=int(mlp),
         time_channels=time_channels,
         rope_axes=axes,
@@ -216,13 +218,13 @@ def read_text_encoder(path: Path, index: Settings) -> TextEncoder:
     if head_dim % 8:
         raise s.fail("head_dim", "a multiple of 8")
     return TextEncoder(
-        vocab_size=s.int("vocab_size", 1, 1 << 24),
+        vocab_size=s.int("vocab_size", 1, 1 << 22),
         width=width,
         source_layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        ffn_width=s.int("intermediate_size", 1, 1 << 20),
+        ffn_width=s.int("intermediate_size", 8, 1 << 18),
         norm_eps=s.float("rms_norm_eps", 1e-12, 0.1, 1e-6),
         rope_theta=_rope_theta(s),
         out_layers=out,

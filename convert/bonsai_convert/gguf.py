@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF v3, little-endian: a streaming writer and a bounded reader.
 
+The reader refuses whatever the engine's reader (engine/src/core/gguf.cpp) refuses, and some more:
+tests/data/hostile holds the cases that both are held to.
+
 File: "GGUF", u32 version, u64 tensor count, u64 key count; the keys; a record for each tensor
 (name, dims with the contiguous one first, type id, offset); padding; the tensors, each padded.
 """
@@ -20,10 +23,17 @@ import numpy as np
 from . import ggml_types
 from .errors import ConvertError
 from .ggml_types import TensorType
+from .jsonfile import brief, is_plain, open_regular
 
 ALIGNMENT = 32
 HASH_KEY = "bonsai.tensor_sha256"
 MAX_NAME = 63  # bytes; stock readers keep names in 64 with a NUL
+# Limits of the reader, those of the engine.
+_MAX_HEADER = 1 << 27
+_MAX_COUNT = 1 << 16  # of keys, of tensors
+_MAX_ARRAY = 1 << 22
+_MAX_READ_NAME = 65535
+_MAX_ELEMENTS = 1 << 40
 
 _U8, _I8, _U16, _I16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = range(13)
 _SCALARS = {
@@ -95,7 +105,10 @@ def padded(n: int) -> int:
 
 
 def _encode_string(s: str) -> bytes:
-    raw = s.encode("utf-8")
+    try:
+        raw = s.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise ConvertError(f"{brief(s)} has no UTF-8 form, so it cannot be stored") from e
     return struct.pack("<Q", len(raw)) + raw
 
 
@@ -230,17 +243,22 @@ class StoredTensor(TensorInfo):
 class _Cursor:
     """Bounded reads from the header; any lie about a length ends in ConvertError."""
 
-    def __init__(self, data: np.memmap, path: Path) -> None:
-        self.data, self.path, self.at = data, path, 0
+    def __init__(self, file, size: int, path: Path) -> None:
+        self.file, self.size, self.path, self.at = file, size, path, 0
 
     def take(self, n: int) -> bytes:
-        if n > len(self.data) - self.at:
+        if n > self.size - self.at:
             raise ConvertError(
                 f"{self.path}: damaged or cut off: {n} bytes expected at {self.at}, "
-                f"the file has {len(self.data)}; convert the source again"
+                f"the file has {self.size}; convert the source again"
             )
+        if n > _MAX_HEADER - self.at:
+            raise ConvertError(f"{self.path}: its header has more than {_MAX_HEADER} bytes")
+        data = self.file.read(n)
+        if len(data) != n:
+            raise ConvertError(f"{self.path}: became shorter while it was being read")
         self.at += n
-        return self.data[self.at - n : self.at].tobytes()
+        return data
 
     def unpack(self, form: str):
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -251,6 +269,13 @@ class _Cursor:
         except UnicodeDecodeError as e:
             raise ConvertError(f"{self.path}: a string at {self.at} is not UTF-8") from e
 
+    def name(self, what: str) -> str:
+        """Of a key or a tensor: shown in messages."""
+        name = self.string()
+        if not name or len(name.encode()) > _MAX_READ_NAME or not is_plain(name):
+            raise ConvertError(f"{self.path}: {what} {brief(name)} at {self.at} is no name")
+        return name
+
     def value(self) -> object:
         kind = self.unpack("<I")
         if kind == _STRING:
@@ -260,7 +285,7 @@ class _Cursor:
         if kind != _ARRAY:
             raise ConvertError(f"{self.path}: unknown value type {kind} at {self.at}")
         element, count = self.unpack("<I"), self.unpack("<Q")
-        if count > len(self.data):
+        if count > _MAX_ARRAY:
             raise ConvertError(f"{self.path}: an array of {count} elements at {self.at}")
         if element == _STRING:
             return [self.string() for _ in range(count)]
@@ -277,32 +302,36 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            if path.stat().st_size < 24:
-                raise ConvertError(f"{path}: too short for a GGUF file")
-            self.data = np.memmap(path, np.uint8, "r")
+            with open(path, "rb", opener=open_regular) as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self._read(_Cursor(file, self.size, path))
         except OSError as e:
             raise ConvertError(f"{path}: cannot be read: {e.strerror}") from e
-        cursor = _Cursor(self.data, path)
+
+    def _read(self, cursor: _Cursor) -> None:
+        path = self.path
+        if self.size < 24:
+            raise ConvertError(f"{path}: too short for a GGUF file")
         magic, version = cursor.take(4), cursor.unpack("<I")
         if magic != b"GGUF" or version != 3:
             raise ConvertError(f"{path}: no GGUF v3 file (starts with {magic!r}, {version})")
         tensors, keys = cursor.unpack("<Q"), cursor.unpack("<Q")
-        if max(tensors, keys) > 1 << 20:
+        if max(tensors, keys) > _MAX_COUNT:
             raise ConvertError(f"{path}: {tensors} tensors, {keys} keys: damaged")
         self.keys: dict[str, object] = {}
         for _ in range(keys):
-            name = cursor.string()
+            name = cursor.name("key")
             if name in self.keys:
                 raise ConvertError(f"{path}: key '{name}' occurs twice")
             self.keys[name] = cursor.value()
         alignment = self.keys.get("general.alignment", ALIGNMENT)
-        if alignment != ALIGNMENT:
-            raise ConvertError(f"{path}: alignment {alignment}, expected {ALIGNMENT}")
+        if type(alignment) is not int or alignment != ALIGNMENT:
+            raise ConvertError(f"{path}: alignment {brief(alignment)}, expected {ALIGNMENT}")
         records = [self._record(cursor) for _ in range(tensors)]
         self.tensors = self._place(records, padded(cursor.at))
 
     def _record(self, cursor: _Cursor) -> tuple[TensorInfo, int]:
-        name, rank = cursor.string(), cursor.unpack("<I")
+        name, rank = cursor.name("tensor"), cursor.unpack("<I")
         if not 1 <= rank <= 4:
             raise ConvertError(f"{self.path}: tensor '{name}' has {rank} dimensions")
         dims = [cursor.unpack("<Q") for _ in range(rank)]
@@ -310,7 +339,7 @@ class Reader:
         kind = ggml_types.BY_ID.get(type_id)
         if kind is None:
             raise ConvertError(f"{self.path}: tensor '{name}' has unknown type {type_id}")
-        if min(dims) < 1 or max(dims) >= 1 << 40 or dims[0] % kind.block:
+        if min(dims) < 1 or math.prod(dims) > _MAX_ELEMENTS or dims[0] % kind.block:
             raise ConvertError(f"{self.path}: tensor '{name}' has shape {dims} as {kind.name}")
         return TensorInfo(name, tuple(reversed(dims)), kind), offset
 
@@ -322,10 +351,10 @@ class Reader:
                 raise ConvertError(
                     f"{self.path}: tensor '{info.name}' at {offset}, expected {expected}"
                 )
-            if start + offset + info.nbytes > len(self.data):
+            if start + offset + info.nbytes > self.size:
                 raise ConvertError(
                     f"{self.path}: tensor '{info.name}' ends at {start + offset + info.nbytes}, "
-                    f"the file at {len(self.data)}: cut off; copy or convert it again"
+                    f"the file at {self.size}: cut off; copy or convert it again"
                 )
             if info.name in tensors:
                 raise ConvertError(f"{self.path}: tensor '{info.name}' occurs twice")

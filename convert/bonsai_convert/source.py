@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConvertError, UsageError
+from .jsonfile import is_plain
 
 STEMS = {
     "transformer": "diffusion_pytorch_model",
@@ -40,7 +41,9 @@ def open_source(source: str, revision: str | None) -> Source:
     if path.is_dir():
         if revision is not None:
             raise UsageError("--revision belongs to Hub ids, but SOURCE is a directory")
-        result = Source(path, path.resolve().name, path.resolve().name)
+        # A name on the disk may hold anything; the file's keys are text of one line.
+        name = "".join(c if is_plain(c) else "?" for c in path.resolve().name)
+        result = Source(path, name, name)
     elif path.exists():
         raise ConvertError(
             f"{path}: a file; SOURCE is the directory of a diffusers checkpoint (with "
@@ -156,24 +159,31 @@ def hub_listing(source: str, revision: str | None) -> list[tuple[str, int]]:
     return [(s.rfilename, s.size or 0) for s in info.siblings if s.rfilename in wanted]
 
 
+def _beginning(path: Path) -> str:
+    """Of a text file; empty when it cannot be read."""
+    try:
+        if path.is_file():
+            with open(path, "rb") as f:
+                return f.read(1 << 16).decode("utf-8", "replace")
+    except OSError:
+        pass
+    return ""
+
+
 def licence(root: Path) -> dict[str, str]:
     """general.license and, where given, its link: from the card's front matter or LICENSE."""
-    try:
-        text = (root / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
+    text = _beginning(root / "README.md")
     fields = {}
-    front = re.match(r"---\s*\n(.*?)\n---", text, re.S)
+    front = re.match(r"---[ \t\r]*\n(.*?)\n---", text, re.S)
     for line in front[1].splitlines() if front else ():
         key, colon, value = line.partition(":")
-        if colon and key in ("license", "license_name", "license_link"):
-            fields[key] = value.strip().strip("'\"")
+        value = value.strip().strip("'\"")
+        known = key in ("license", "license_name", "license_link")
+        if colon and known and len(value) <= 200 and is_plain(value):
+            fields[key] = value
     name = fields.get("license_name") or fields.get("license")
     if not name:
-        try:
-            head = (root / "LICENSE").read_text(encoding="utf-8", errors="replace")[:400]
-        except OSError:
-            head = ""
+        head = _beginning(root / "LICENSE")[:400]
         name = "apache-2.0" if "Apache License" in head else "unknown"
     keys = {"general.license": name}
     if fields.get("license_link"):

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import gguf
+from . import gguf, jsonfile
 from .config import Settings
 from .errors import ConvertError
+from .jsonfile import brief
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+MAX_FILE = 1 << 26  # bytes of tokenizer.json; Qwen's has 11 MB
+MAX_TEMPLATE = 1 << 20
+MAX_MERGES = 1 << 22
+MAX_ADDED = 4096  # as the engine reads
+MAX_ADDED_BYTES = 256
 # Qwen2's published pattern, which the engine has in code.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -51,7 +57,7 @@ def _check_steps(s: Settings) -> None:
     wanted = ("Split", {"Regex": PATTERN}, "Isolated", False)
     if tuple(split.get(k) for k in ("type", "pattern", "behavior", "invert")) != wanted:
         raise ConvertError(
-            f"{s.path}: 'pre_tokenizer' splits by {split.get('pattern')!r}, expected Qwen2's "
+            f"{s.path}: 'pre_tokenizer' splits by {brief(split.get('pattern'))}, expected Qwen2's "
             f"pattern; {_ONLY_QWEN}"
         )
     wanted = ("ByteLevel", False, False)
@@ -67,7 +73,9 @@ def _check_steps(s: Settings) -> None:
         "byte_fallback", "ignore_merges",
     ):  # fmt: skip
         if model.get(key):
-            raise ConvertError(f"{s.path}: model option '{key}' is {model[key]!r}; {_ONLY_QWEN}")
+            raise ConvertError(
+                f"{s.path}: model option '{key}' is {brief(model[key])}; {_ONLY_QWEN}"
+            )
 
 
 def _vocabulary(s: Settings, size: int) -> tuple[list[str | None], dict[str, int]]:
@@ -78,11 +86,13 @@ def _vocabulary(s: Settings, size: int) -> tuple[list[str | None], dict[str, int
     for text, number in vocab.items():
         if type(number) is not int or not 0 <= number < size:
             raise ConvertError(
-                f"{s.path}: token {text!r} has id {number!r}, but the text encoder embeds ids 0 to "
-                f"{size - 1}; tokenizer and encoder are from different models"
+                f"{s.path}: token {brief(text)} has id {brief(number)}, but the text encoder "
+                f"embeds ids 0 to {size - 1}; tokenizer and encoder are from different models"
             )
         if tokens[number] is not None:
-            raise ConvertError(f"{s.path}: id {number} is {tokens[number]!r} and {text!r}")
+            raise ConvertError(
+                f"{s.path}: id {number} is {brief(tokens[number])} and {brief(text)}"
+            )
         tokens[number] = text
     absent = [c for c in byte_alphabet() if c not in vocab]
     if absent:
@@ -96,15 +106,17 @@ def _vocabulary(s: Settings, size: int) -> tuple[list[str | None], dict[str, int
 def _merges(s: Settings, vocab: dict[str, int]) -> list[str]:
     """Merge rules as 'a b', whether the file has them as strings or as pairs."""
     merges = s.data["model"].get("merges")
-    if not isinstance(merges, list):
-        raise ConvertError(f"{s.path}: model 'merges' is no list; {_RESAVE}")
+    if not isinstance(merges, list) or len(merges) > MAX_MERGES:
+        raise ConvertError(f"{s.path}: model 'merges' is no list or too long; {_RESAVE}")
     rules = []
     for rank, rule in enumerate(merges):
         pair = rule.split(" ") if isinstance(rule, str) else rule
         good = isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
+        # An empty part would make a rule that applies to its own result for ever.
+        good = good and all(x and " " not in x for x in pair)
         if not good or pair[0] not in vocab or pair[1] not in vocab or "".join(pair) not in vocab:
             raise ConvertError(
-                f"{s.path}: merge {rank} ({rule!r}) does not join two tokens to one; {_RESAVE}"
+                f"{s.path}: merge {rank} ({brief(rule)}) does not join two tokens to one; {_RESAVE}"
             )
         rules.append(f"{pair[0]} {pair[1]}")
     return rules
@@ -115,18 +127,23 @@ def _add_tokens(s: Settings, tokens: list[str | None]) -> tuple[list[int], dict[
     types = [NORMAL if t is not None else UNUSED for t in tokens]
     added = s.get("added_tokens", [])
     ids: dict[str, int] = {}
-    for a in added if isinstance(added, list) else [None]:
+    if not isinstance(added, list) or len(added) > MAX_ADDED:
+        raise s.fail("added_tokens", f"a list of at most {MAX_ADDED}", _RESAVE)
+    for a in added:
         text, number = (a.get("content"), a.get("id")) if isinstance(a, dict) else (None, None)
-        if not isinstance(text, str) or type(number) is not int or not 0 <= number < len(tokens):
+        good = isinstance(text, str) and 0 < len(text.encode()) <= MAX_ADDED_BYTES
+        if not good or text in ids or type(number) is not int or not 0 <= number < len(tokens):
             raise ConvertError(
-                f"{s.path}: added token {a!r}: expected a text and an id below {len(tokens)} (the "
-                f"rows of the text encoder's embedding); {_RESAVE}"
+                f"{s.path}: added token {brief(a)}: expected a new text and an id below "
+                f"{len(tokens)} (the rows of the text encoder's embedding); {_RESAVE}"
             )
         flags = [k for k in ("lstrip", "rstrip", "single_word", "normalized") if a.get(k)]
         if flags:
-            raise ConvertError(f"{s.path}: added token {text!r} has {flags}; {_ONLY_QWEN}")
+            raise ConvertError(f"{s.path}: added token {brief(text)} has {flags}; {_ONLY_QWEN}")
         if tokens[number] not in (None, text):
-            raise ConvertError(f"{s.path}: id {number} is {tokens[number]!r} and {text!r}")
+            raise ConvertError(
+                f"{s.path}: id {number} is {brief(tokens[number])} and {brief(text)}"
+            )
         tokens[number] = text
         types[number] = CONTROL if a.get("special") else USER_DEFINED
         ids[text] = number
@@ -139,7 +156,7 @@ def _add_tokens(s: Settings, tokens: list[str | None]) -> tuple[list[int], dict[
 def _named_token(settings: Settings, key: str, default: str, ids: dict[str, int]) -> int:
     value = settings.get(key, default)
     text = value.get("content") if isinstance(value, dict) else value
-    if text not in ids:
+    if not isinstance(text, str) or text not in ids:
         raise settings.fail(key, "an added token of tokenizer.json", _RESAVE)
     return ids[text]
 
@@ -147,13 +164,13 @@ def _named_token(settings: Settings, key: str, default: str, ids: dict[str, int]
 def _chat_template(folder: Path, settings: Settings) -> str:
     path = folder / "chat_template.jinja"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = jsonfile.read_bytes(path, MAX_TEMPLATE).decode("utf-8")
     except FileNotFoundError:
         path = settings.path
         text = settings.get("chat_template", None)
         if isinstance(text, list):  # several named templates
-            named = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}
-            text = named.get("default")
+            named = (t for t in text if isinstance(t, dict) and t.get("name") == "default")
+            text = next(named, {}).get("template")
     except (OSError, UnicodeDecodeError) as e:
         raise ConvertError(f"{path}: cannot be read: {e}") from e
     if not isinstance(text, str):
@@ -175,8 +192,8 @@ def _chat_template(folder: Path, settings: Settings) -> str:
 
 def gguf_keys(folder: Path, vocab_size: int) -> dict[str, gguf.Value]:
     """The tokenizer.* keys. Rows of the embedding without a token become unused '[PADn]'."""
-    s = Settings(folder / "tokenizer.json", _RESAVE)
-    settings = Settings(folder / "tokenizer_config.json", _RESAVE)
+    s = Settings(folder / "tokenizer.json", _RESAVE, MAX_FILE)
+    settings = Settings(folder / "tokenizer_config.json", _RESAVE, MAX_FILE)
     _check_steps(s)
     tokens, vocab = _vocabulary(s, vocab_size)
     merges = _merges(s, vocab)

@@ -14,6 +14,7 @@ import numpy as np
 from . import blocks, floats, gguf, lowbit, stream
 from . import ggml_types as types
 from .errors import ConvertError
+from .jsonfile import brief
 from .layout import Found
 from .plan import Item
 from .progress import Progress
@@ -116,7 +117,11 @@ def _check_keys(model: gguf.Reader, keys: dict[str, gguf.Value], report: Report)
         if isinstance(wanted, float):
             wanted = float(np.float32(wanted))
         if found != wanted:
-            shown = "differs" if isinstance(wanted, list) else f"is {found!r}, expected {wanted!r}"
+            shown = (
+                "differs"
+                if isinstance(wanted, list)
+                else f"is {brief(found)}, expected {brief(wanted)}"
+            )
             report.faults.append(f"FAULT key '{name}': {shown}")
 
 

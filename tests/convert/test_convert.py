@@ -37,7 +37,7 @@ def fails(capsys, *args, code=1):
 
 def tensor_bytes(reader, name):
     t = reader.tensors[name]
-    return np.array(reader.data[t.offset : t.offset + t.nbytes])
+    return np.fromfile(reader.path, np.uint8, t.nbytes, offset=t.offset)
 
 
 def values(dtype, data):
