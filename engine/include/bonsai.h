@@ -21,7 +21,9 @@
  *
  * Rules that hold everywhere:
  *  - Strings are UTF-8 and NUL-terminated. Sizes are bytes, times are seconds.
- *  - The library never prints, aborts, exits, installs signal handlers or changes the locale.
+ *  - The library never prints, aborts, exits or changes the locale. Its one signal handler, for
+ *    SIGBUS while a file is open, makes a model that others cut short an error instead of a crash;
+ *    it passes all other signals on and goes with the last file. BONSAI_SIGBUS=off keeps it away.
  *  - A call that can fail returns a bonsai_status; the reason, in a sentence that says what to do,
  *    is bonsai_last_error() on the same thread until that thread's next failing call.
  *  - Structs that callers fill begin with struct_size; let the matching _init function set it and

@@ -13,22 +13,25 @@ namespace bonsai {
 
 std::string quoted(std::string_view text, size_t limit) {
     std::string out = "\"";
-    const std::string_view shown = text.substr(0, limit);
-    size_t invalid = find_invalid_utf8(shown);
-    for (size_t i = 0; i < shown.size(); ++i) {
-        const auto byte = static_cast<unsigned char>(shown[i]);
-        if (i == invalid) {
+    size_t i = 0;
+    while (i < text.size() && i < limit) {
+        const auto byte = static_cast<unsigned char>(text[i]);
+        const size_t length = utf8_length(text, i);
+        if (length == 0) {
             out += "\xef\xbf\xbd";
-            invalid = find_invalid_utf8(shown.substr(i + 1));
-            if (invalid != std::string_view::npos) invalid += i + 1;
+            ++i;
+        } else if (byte == '"' || byte == '\\') {
+            out += '\\';
+            out += text[i++];
         } else if (byte < 32 || byte == 127) {
-            out += format("\\u%04x", byte);
+            out += format("\\u%04x", static_cast<unsigned>(byte));
+            ++i;
         } else {
-            if (byte == '"' || byte == '\\') out += '\\';
-            out += shown[i];
+            out.append(text.substr(i, length));
+            i += length;
         }
     }
-    return out + (shown.size() < text.size() ? "...\"" : "\"");
+    return out + (i < text.size() ? "...\"" : "\"");
 }
 
 std::string number_text(double value, int digits) {
@@ -37,7 +40,9 @@ std::string number_text(double value, int digits) {
 
 namespace {
 
-constexpr uint64_t kShownElements = 8; // of an array
+constexpr uint64_t kShownElements = 8;   // of an array, as text
+constexpr uint64_t kListedElements = 64; // in JSON
+constexpr size_t kListedBytes = 1 << 20; // of one string, in JSON
 
 std::string type_name(uint32_t id) {
     const char* name = nullptr;
@@ -174,9 +179,9 @@ std::string describe_json(const GgufFile& file) {
     for (const auto& [key, value] : file.keys()) {
         // Long arrays (a vocabulary) are given by their length.
         const std::string text =
-            value.is_array && value.count > 64
+            value.is_array && value.count > kListedElements
                 ? format("{\"length\": %llu}", static_cast<unsigned long long>(value.count))
-                : value_text(value, SIZE_MAX, UINT64_MAX);
+                : value_text(value, kListedBytes, kListedElements);
         out += comma + quoted(key, SIZE_MAX) + ": " + text;
         comma = ", ";
     }
@@ -214,14 +219,14 @@ Status verify_hashes(const GgufFile& file,
                                 t.name));
         }
         evict_pages(file.data(t), static_cast<size_t>(t.bytes));
+        BONSAI_TRY(file.file().check()); // the hash is not to blame then
         const std::string found = sha.hex();
         if (found != hashes[i])
             return fail(ErrorCode::kFormat,
                         "%s: tensor %.*s is damaged: its SHA-256 is %s, the file was made with "
-                        "%.*s; download or convert it again",
+                        "%s; download or convert it again",
                         file.file().path().c_str(), static_cast<int>(t.name.size()), t.name.data(),
-                        found.c_str(), static_cast<int>(std::min<size_t>(64, hashes[i].size())),
-                        hashes[i].data());
+                        found.c_str(), printable(hashes[i]).c_str());
     }
     return Status();
 }

@@ -92,17 +92,20 @@ Status write_file(const std::string& path, const void* data, size_t size) {
     const fs::path target = fs::u8path(path), temporary = fs::u8path(temporary_name(path));
     std::error_code error;
     bool written = false;
+    int write_errno = 0; // before the file goes and sets its own
     {
+        errno = 0;
         std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
         file.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
-        file.close();
+        if (file.good()) file.close();
         written = file.good();
+        write_errno = errno != 0 ? errno : EIO;
     }
     if (written) {
         fs::rename(temporary, target, error);
         if (!error) return Status();
     }
-    const int code = written ? error.default_error_condition().value() : errno;
+    const int code = written ? error.default_error_condition().value() : write_errno;
     fs::remove(temporary, error);
     return write_error(path, code);
 }

@@ -9,6 +9,7 @@
 
 #include "core/path.h"
 #else
+#include <algorithm>
 #include <cerrno>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -29,16 +30,22 @@ Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* ou
         return fail(ErrorCode::kIo, "%s: cannot be opened (error %lu)", path.c_str(),
                     GetLastError());
     LARGE_INTEGER size;
-    const bool sized = GetFileSizeEx(handle, &size) && size.QuadPart > 0;
-    if (sized) file->mapping_ = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
+    const bool sized = GetFileSizeEx(handle, &size) != 0;
+    DWORD error = sized ? 0 : GetLastError();
+    const bool empty = sized && size.QuadPart == 0;
+    if (sized && !empty) {
+        file->mapping_ = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
+        if (!file->mapping_) error = GetLastError(); // before CloseHandle sets its own
+    }
     CloseHandle(handle);
-    if (!sized) return fail(ErrorCode::kFormat, "%s: the file is empty", path.c_str());
-    if (file->mapping_)
+    if (empty) return fail(ErrorCode::kFormat, "%s: the file is empty", path.c_str());
+    if (file->mapping_) {
         file->data_ =
             static_cast<const uint8_t*>(MapViewOfFile(file->mapping_, FILE_MAP_READ, 0, 0, 0));
+        if (!file->data_) error = GetLastError();
+    }
     if (!file->data_)
-        return fail(ErrorCode::kIo, "%s: cannot be mapped (error %lu)", path.c_str(),
-                    GetLastError());
+        return fail(ErrorCode::kIo, "%s: cannot be mapped (error %lu)", path.c_str(), error);
     file->size_ = static_cast<uint64_t>(size.QuadPart);
     *out = std::move(file);
     return Status();
@@ -68,34 +75,53 @@ MappedFile::~MappedFile() {
     if (mapping_) CloseHandle(mapping_);
 }
 
+// Windows lets nobody write to a file while it is mapped from a handle that shares reading only.
+Status MappedFile::read(uint64_t offset, size_t length, void* out) const {
+    std::memcpy(out, data_ + offset, length);
+    return Status();
+}
+
+Status MappedFile::check() const {
+    return Status();
+}
+
 void evict_pages(const void*, size_t) {}
 
 #else
 
+namespace {
+
+void modified_at(const struct stat& info, int64_t out[2]) {
+#ifdef __APPLE__
+    out[0] = info.st_mtimespec.tv_sec, out[1] = info.st_mtimespec.tv_nsec;
+#else
+    out[0] = info.st_mtim.tv_sec, out[1] = info.st_mtim.tv_nsec;
+#endif
+}
+
+} // namespace
+
 Status MappedFile::open(const std::string& path, std::unique_ptr<MappedFile>* out) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fail(ErrorCode::kIo, "%s: cannot be opened: %s", path.c_str(), std::strerror(errno));
-    struct stat info;
-    if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
-        ::close(fd);
-        return fail(ErrorCode::kIo, "%s: not a regular file; a model is one GGUF file",
-                    path.c_str());
-    }
-    if (info.st_size == 0) {
-        ::close(fd);
-        return fail(ErrorCode::kFormat, "%s: the file is empty", path.c_str());
-    }
-    void* data = ::mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, fd, 0);
-    const int map_error = errno;
-    ::close(fd);
-    if (data == MAP_FAILED)
-        return fail(ErrorCode::kMemory, "%s: cannot be mapped: %s", path.c_str(),
-                    std::strerror(map_error));
     std::unique_ptr<MappedFile> file(new MappedFile);
     file->path_ = path;
+    // Opening a pipe would wait for its writer.
+    file->fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (file->fd_ < 0)
+        return fail(ErrorCode::kIo, "%s: cannot be opened: %s", path.c_str(), std::strerror(errno));
+    struct stat info;
+    if (::fstat(file->fd_, &info) != 0 || !S_ISREG(info.st_mode))
+        return fail(ErrorCode::kIo, "%s: not a regular file; a model is one GGUF file",
+                    path.c_str());
+    if (info.st_size == 0) return fail(ErrorCode::kFormat, "%s: the file is empty", path.c_str());
+    void* data =
+        ::mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, file->fd_, 0);
+    if (data == MAP_FAILED)
+        return fail(ErrorCode::kMemory, "%s: cannot be mapped: %s", path.c_str(),
+                    std::strerror(errno));
     file->data_ = static_cast<const uint8_t*>(data);
     file->size_ = static_cast<uint64_t>(info.st_size);
+    modified_at(info, file->modified_);
+    BONSAI_TRY(file->guard_.protect(file->data_, static_cast<size_t>(info.st_size)));
     *out = std::move(file);
     return Status();
 }
@@ -117,7 +143,49 @@ Status MappedFile::from_memory(const std::string& name, const void* bytes, size_
 }
 
 MappedFile::~MappedFile() {
+    guard_.release();
     if (data_) ::munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+    if (fd_ >= 0) ::close(fd_);
+}
+
+Status MappedFile::read(uint64_t offset, size_t length, void* out) const {
+    if (fd_ < 0) { // from_memory
+        std::memcpy(out, data_ + offset, length);
+        return Status();
+    }
+    constexpr size_t kPiece = size_t{1} << 30; // some systems refuse more at once
+    auto* to = static_cast<uint8_t*>(out);
+    while (length > 0) {
+        const ssize_t got = ::pread(fd_, to, std::min(length, kPiece), static_cast<off_t>(offset));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0)
+            return fail(ErrorCode::kIo, "%s: cannot be read at byte %llu: %s", path_.c_str(),
+                        static_cast<unsigned long long>(offset), std::strerror(errno));
+        if (got == 0)
+            return fail(ErrorCode::kIo, "%s: became shorter while it was being read",
+                        path_.c_str());
+        to += got, offset += static_cast<uint64_t>(got), length -= static_cast<size_t>(got);
+    }
+    return Status();
+}
+
+Status MappedFile::check() const {
+    if (fd_ < 0) return Status(); // from_memory: nobody else has it
+    struct stat info;
+    const int error = ::fstat(fd_, &info) == 0 ? 0 : errno;
+    const char* const advice = "open it again once it is whole";
+    if (error == 0 && static_cast<uint64_t>(info.st_size) != size_)
+        return fail(ErrorCode::kIo, "%s: was cut or grew while in use, from %llu to %llu bytes; %s",
+                    path_.c_str(), static_cast<unsigned long long>(size_),
+                    static_cast<unsigned long long>(info.st_size), advice);
+    if (error != 0 || guard_.faulted())
+        return fail(ErrorCode::kIo, "%s: could not be read while in use (%s); %s", path_.c_str(),
+                    error != 0 ? std::strerror(error) : "its disk failed or went away", advice);
+    int64_t modified[2];
+    modified_at(info, modified);
+    if (modified[0] != modified_[0] || modified[1] != modified_[1])
+        return fail(ErrorCode::kIo, "%s: was written to while in use; %s", path_.c_str(), advice);
+    return Status();
 }
 
 void evict_pages(const void* begin, size_t length) {

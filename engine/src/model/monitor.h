@@ -15,10 +15,11 @@ namespace bonsai {
 struct Pipeline::Monitor {
     using Clock = std::chrono::steady_clock;
 
-    Monitor(const std::atomic<bool>& cancel_flag, const Request& what)
-        : cancelled(cancel_flag), request(what) {}
+    Monitor(const std::atomic<bool>& cancel_flag, const MappedFile& model, const Request& what)
+        : cancelled(cancel_flag), file(model), request(what) {}
 
     const std::atomic<bool>& cancelled;
+    const MappedFile& file;
     const Request& request;
     bonsai_stage stage = BONSAI_STAGE_TEXT_ENCODER;
     int64_t image = 0, step = 0;
@@ -38,6 +39,7 @@ struct Pipeline::Monitor {
         note_memory();
     }
     Status tick(double fraction) {
+        BONSAI_TRY(file.check()); // what has been computed from a file that changed is worthless
         note_memory();
         reached_ = preview ? reached_ : std::min(1.0, fraction);
         if (request.on_progress) {

@@ -48,7 +48,8 @@ Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out) {
         return fail(ErrorCode::kFormat,
                     "%s: tokenizer.ggml.padding_token_id is %lld, but there are %zu tokens",
                     file.file().path().c_str(), static_cast<long long>(pad), data.tokens.size());
-    data.types.assign(types.begin(), types.end());
+    for (const int64_t type : types) // what has no 32 bits is as unknown as -1
+        data.types.push_back(type == static_cast<int32_t>(type) ? static_cast<int32_t>(type) : -1);
     data.pad_id = static_cast<int32_t>(pad);
     return Tokenizer::create(data, out);
 }
@@ -80,6 +81,7 @@ Status Pipeline::open(std::unique_ptr<GgufFile> mapped, std::unique_ptr<Backend>
     WeightLoader loader(file, *pipeline->backend_);
     BONSAI_TRY(pipeline->load(loader));
     BONSAI_TRY(pipeline->check_ops());
+    BONSAI_TRY(file.file().check()); // vectors have been copied from it
     *out = std::move(pipeline);
     return Status();
 }
@@ -194,6 +196,7 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
     BONSAI_TRY(run.show("prompt_embeds", rows));
     out->rows.resize(static_cast<size_t>(rows.rows * rows.cols));
     BONSAI_TRY(backend_->read(rows, out->rows.data()));
+    BONSAI_TRY(file_->file().check());
     out->text = prompt;
     return check_numbers(out->rows, BONSAI_STAGE_TEXT_ENCODER, "");
 }
@@ -211,7 +214,7 @@ struct Pipeline::Eviction {
 Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* out) {
     BONSAI_TRY(check_text_memory());
     const Request request;
-    Monitor monitor(cancelled_, request);
+    Monitor monitor(cancelled_, file_->file(), request);
     Prompt encoded;
     const Eviction after{*this, {&text_encoder_.weights()}};
     BONSAI_TRY(encode(prompt, monitor, 0, 1, &encoded));
@@ -266,7 +269,7 @@ Status Pipeline::draw(const Request& request, Monitor& monitor, Picture* picture
 }
 
 Status Pipeline::draw_all(const Request& request, std::vector<Picture>* out) {
-    Monitor monitor(cancelled_, request);
+    Monitor monitor(cancelled_, file_->file(), request);
     monitor.enter(BONSAI_STAGE_TEXT_ENCODER);
     BONSAI_TRY(encode_all(request, monitor));
     monitor.leave();
@@ -285,7 +288,10 @@ Status Pipeline::generate(const Request& asked, std::vector<Picture>* out) {
     BONSAI_TRY(check_memory(request));
     const Eviction after{*this,
                          {&text_encoder_.weights(), &transformer_.weights(), &vae_.weights()}};
-    return draw_all(request, out);
+    const Status status = draw_all(request, out);
+    if (status.code() == ErrorCode::kCancelled) return status;
+    const Status file = file_->file().check(); // the cause of all other failures, if it fails
+    return file.ok() ? status : file;
 }
 
 // Everything before the first step; also run with a planning arena.

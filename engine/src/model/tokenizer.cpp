@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/planted.h"
+#include "core/utf8.h"
 #include "model/unicode.h"
 
 namespace bonsai {
@@ -138,6 +139,16 @@ Status Tokenizer::init(const TokenizerData& data) {
 Status Tokenizer::add_token(std::string_view text, int32_t id) {
     if (text.empty() && planted(4) == 0)
         return fail(ErrorCode::kFormat, "tokenizer token %d is an added token without text", id);
+    if (text.size() > kMaxAddedBytes)
+        return fail(ErrorCode::kFormat,
+                    "tokenizer token %d is added and has %zu bytes; expected "
+                    "at most %zu",
+                    id, text.size(), kMaxAddedBytes);
+    if (added_.size() == kMaxAdded)
+        return fail(ErrorCode::kFormat,
+                    "tokenizer: token %d is one added token too many; "
+                    "expected at most %zu",
+                    id, kMaxAdded);
     // Only whole characters may be cut out of a text.
     if (find_invalid_utf8(text) != std::string_view::npos)
         return fail(ErrorCode::kFormat, "tokenizer token %d, %s, is not valid UTF-8", id,

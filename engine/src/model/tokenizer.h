@@ -30,6 +30,9 @@ class Tokenizer {
   public:
     // Longer texts are refused.
     static constexpr size_t kMaxTextBytes = size_t{1} << 20;
+    // Added tokens, which are looked for everywhere in a text; those in use are some hundred of
+    // some 20 bytes.
+    static constexpr size_t kMaxAdded = 4096, kMaxAddedBytes = 256;
 
     // Checks every entry; the message names the bad one.
     static Status create(const TokenizerData& data, std::unique_ptr<Tokenizer>* out);
