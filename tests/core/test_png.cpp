@@ -77,9 +77,11 @@ Bytes chunk(const std::string& type, const std::string& data, uint32_t length) {
     return out;
 }
 
-// The signature and the chunks.
+// Signature, header and the chunks.
 Bytes file_of(std::initializer_list<Bytes> chunks) {
     Bytes out = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
+    const Bytes header = chunk("IHDR", std::string(13, '\1'), 13);
+    out.insert(out.end(), header.begin(), header.end());
     for (const Bytes& c : chunks)
         out.insert(out.end(), c.begin(), c.end());
     return out;
@@ -150,6 +152,12 @@ TEST(damaged_text_chunks) {
     CHECK_FAILS(
         read_back(dir, text_file("iTXt", keyword + std::string("\0\0\0\0ab\xff", 7)), &text),
         ErrorCode::kFormat, "not UTF-8 at byte 2");
+    CHECK_FAILS(read_back(dir, text_file("iTXt", keyword + std::string("\2\0\0\0x", 5)), &text),
+                ErrorCode::kFormat, "compression flag is 2");
+    CHECK_FAILS(read_back(dir, text_file("iTXt", keyword + std::string("\1\7\0\0x", 5)), &text),
+                ErrorCode::kFormat, "compression method is 7");
+    CHECK_FAILS(read_back(dir, file_of({chunk("iT\nt", keyword, 7)}), &text), ErrorCode::kFormat,
+                "not letters");
     CHECK(!read_back(dir, text_file("zTXt", keyword + std::string("\0garbage", 8)), &text).ok());
     CHECK(text.empty());
     // A length that runs past the end of the file, within the limit and far beyond it.

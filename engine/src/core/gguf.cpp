@@ -12,9 +12,12 @@ namespace bonsai {
 
 namespace {
 
+// The header of the largest models in use, a vocabulary with its merges, has some 20 MB.
+constexpr uint64_t kMaxHeader = 1 << 27;
+constexpr uint64_t kFirstRead = 1 << 16; // does for a model without a vocabulary
 constexpr uint64_t kMaxKeys = 1 << 16;
 constexpr uint64_t kMaxTensors = 1 << 16;
-constexpr uint64_t kMaxKeyLength = 65535;
+constexpr uint64_t kMaxNameLength = 65535; // of keys and tensors
 constexpr uint64_t kMaxDim = uint64_t(1)
                              << 40; // a product of four is then checked without overflow
 constexpr uint64_t kMaxAlignment = 1 << 16;
@@ -44,14 +47,17 @@ uint64_t value_bytes(uint32_t type) {
 
 } // namespace
 
-// Reads little-endian fields one after the other and never beyond the end.
+// Reads little-endian fields one after the other, from the first `loaded` bytes of a file of `size`
+// bytes and never beyond.
 class GgufCursor {
   public:
-    explicit GgufCursor(const MappedFile& file)
-        : file_(file), data_(file.data()), size_(file.size()) {}
+    GgufCursor(const std::string& path, const uint8_t* data, uint64_t loaded, uint64_t size)
+        : path_(path), data_(data), loaded_(loaded), size_(size) {}
 
     uint64_t position() const { return at_; }
     const uint8_t* here() const { return data_ + at_; }
+    // The failure was not the file's: more of it has to be loaded.
+    bool ran_out() const { return ran_out_; }
 
     template <typename T> Status read(const char* what, T* out) {
         BONSAI_TRY(need(what, sizeof(T)));
@@ -75,32 +81,39 @@ class GgufCursor {
     }
 
   private:
-    Status need(const char* what, uint64_t bytes) const {
-        if (bytes <= size_ - at_ + planted(1)) return Status();
-        return fail(
-            ErrorCode::kFormat,
-            "%s: the file ends inside its header: %s at byte %llu needs %llu bytes, %llu are left; "
-            "download or convert it again",
-            file_.path().c_str(), what, static_cast<unsigned long long>(at_),
-            static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(size_ - at_));
+    Status need(const char* what, uint64_t bytes) {
+        if (bytes <= loaded_ - at_ + planted(1)) return Status();
+        if (bytes > size_ - at_)
+            return fail(ErrorCode::kFormat,
+                        "%s: the file ends inside its header: %s at byte %llu needs %llu bytes, "
+                        "%llu are left; download or convert it again",
+                        path_.c_str(), what, static_cast<unsigned long long>(at_),
+                        static_cast<unsigned long long>(bytes),
+                        static_cast<unsigned long long>(size_ - at_));
+        ran_out_ = true;
+        return fail(ErrorCode::kFormat, "%s: its header has more than %llu bytes, the most read",
+                    path_.c_str(), static_cast<unsigned long long>(kMaxHeader));
     }
 
-    const MappedFile& file_;
+    const std::string& path_;
     const uint8_t* data_;
-    uint64_t size_;
+    uint64_t loaded_, size_;
     uint64_t at_ = 0;
+    bool ran_out_ = false;
 };
 
 namespace {
 
-// For messages: at most 64 bytes.
-std::string printable(std::string_view text) {
-    return legible(text.substr(0, 64)) + (text.size() > 64 ? "..." : "");
-}
-
-// Names end up in messages, on terminals, in JSON and in C strings.
-bool is_unfit(std::string_view name) {
-    return legible(name) != name;
+// Names end up in messages, on terminals and in C strings.
+Status check_name(const std::string& path, const char* what, std::string_view name) {
+    if (name.empty() || name.size() > kMaxNameLength)
+        return fail(ErrorCode::kFormat, "%s: a %s has a length of %zu, expected 1 to %llu",
+                    path.c_str(), what, name.size(),
+                    static_cast<unsigned long long>(kMaxNameLength));
+    if (!is_plain_text(name))
+        return fail(ErrorCode::kFormat, "%s: %s %s contains a control character or is not UTF-8",
+                    path.c_str(), what, printable(name).c_str());
+    return Status();
 }
 
 Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* value) {
@@ -111,6 +124,9 @@ Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* valu
         BONSAI_TRY(cursor.read("array type", &type));
         BONSAI_TRY(cursor.read("array length", &value->count));
     }
+    if (value->is_array && type == static_cast<uint32_t>(GgufType::kArray))
+        return fail(ErrorCode::kFormat, "%s is an array of arrays, which no model needs",
+                    where.c_str());
     const bool is_string = type == static_cast<uint32_t>(GgufType::kString);
     if (!is_string && value_bytes(type) == 0)
         return fail(
@@ -133,11 +149,8 @@ Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* valu
 
 Status parse_tensor(GgufCursor& cursor, const std::string& path, GgufTensor* tensor) {
     BONSAI_TRY(cursor.string("tensor name", &tensor->name));
+    BONSAI_TRY(check_name(path, "tensor name", tensor->name));
     const std::string name = printable(tensor->name);
-    if (is_unfit(tensor->name))
-        return fail(ErrorCode::kFormat,
-                    "%s: tensor name %s contains a control character or is not UTF-8", path.c_str(),
-                    name.c_str());
     uint32_t dims = 0;
     BONSAI_TRY(cursor.read("dimension count", &dims));
     if (dims < 1 || dims > 4)
@@ -198,20 +211,37 @@ Status GgufFile::open(const std::string& path, std::unique_ptr<GgufFile>* out) {
 Status GgufFile::open(std::unique_ptr<MappedFile> file, std::unique_ptr<GgufFile>* out) {
     std::unique_ptr<GgufFile> gguf(new GgufFile);
     gguf->file_ = std::move(file);
-    BONSAI_TRY(gguf->parse());
+    BONSAI_TRY(gguf->read_header());
     *out = std::move(gguf);
     return Status();
 }
 
-Status GgufFile::parse() {
+// Where the header ends is known only when it has been read: takes a piece of the file that should
+// do, and a larger one if it does not.
+Status GgufFile::read_header() {
+    const uint64_t most = std::min(file_->size(), kMaxHeader);
+    for (uint64_t size = std::min(most, kFirstRead);; size = std::min(most, size * 16)) {
+        header_.resize(static_cast<size_t>(size));
+        BONSAI_TRY(file_->read(0, header_.size(), header_.data()));
+        keys_.clear(), key_index_.clear();
+        tensors_.clear(), tensor_index_.clear();
+        GgufCursor cursor(file_->path(), header_.data(), size, file_->size());
+        const Status status = parse(cursor);
+        if (status.ok() || !cursor.ran_out() || size == most) return status;
+    }
+}
+
+Status GgufFile::parse(GgufCursor& cursor) {
     const std::string& path = file_->path();
-    if (file_->size() < 24 || std::memcmp(file_->data(), "GGUF", 4) != 0) {
-        const bool web_page = file_->size() > 0 && file_->data()[0] == '<';
+    if (header_.size() < 24 || std::memcmp(header_.data(), "GGUF", 4) != 0) {
+        size_t first = 0; // that is no blank
+        while (first + 1 < header_.size() && std::strchr(" \t\r\n", header_[first]))
+            ++first;
+        const bool web_page = header_[first] == '<';
         return fail(ErrorCode::kFormat,
                     "%s: not a GGUF file%s; make one with: convert.py CHECKPOINT -o model.gguf",
                     path.c_str(), web_page ? " but a web page (a failed download?)" : "");
     }
-    GgufCursor cursor(*file_);
     uint32_t version = 0;
     uint64_t tensor_count = 0, key_count = 0;
     BONSAI_TRY(cursor.skip("magic", 4));
@@ -238,13 +268,7 @@ Status GgufFile::parse_keys(GgufCursor& cursor, uint64_t key_count) {
         std::string_view key;
         GgufValue value;
         BONSAI_TRY(cursor.string("key", &key));
-        if (key.empty() || key.size() > kMaxKeyLength)
-            return fail(ErrorCode::kFormat, "%s: key %llu has a length of %zu", path.c_str(),
-                        static_cast<unsigned long long>(i), key.size());
-        if (is_unfit(key))
-            return fail(ErrorCode::kFormat,
-                        "%s: key %s contains a control character or is not UTF-8", path.c_str(),
-                        printable(key).c_str());
+        BONSAI_TRY(check_name(path, "key", key));
         BONSAI_TRY(parse_value(cursor, path + ": key " + printable(key), &value));
         if (!key_index_.emplace(key, keys_.size()).second)
             return fail(ErrorCode::kFormat, "%s: key %s stands twice", path.c_str(),
@@ -334,6 +358,12 @@ template <typename T> T load(const uint8_t* at) {
     return value;
 }
 
+bool is_integer(GgufType type) {
+    return type != GgufType::kF32 && type != GgufType::kF64 && type != GgufType::kBool &&
+           type != GgufType::kString;
+}
+
+// False: not an integer, or too large for int64.
 bool load_integer(GgufType type, const uint8_t* at, int64_t* out) {
     switch (type) {
     case GgufType::kU8:
@@ -372,8 +402,10 @@ bool load_integer(GgufType type, const uint8_t* at, int64_t* out) {
 Status GgufFile::get(std::string_view key, int64_t* out) const {
     const GgufValue* value = nullptr;
     BONSAI_TRY(find_value(key, &value));
-    if (value->is_array || !load_integer(value->type, value->data, out))
-        return type_error(key, "an integer", *value);
+    if (value->is_array || !is_integer(value->type)) return type_error(key, "an integer", *value);
+    if (!load_integer(value->type, value->data, out))
+        return fail(ErrorCode::kFormat, "%s: key %.*s is above 2^63 - 1", file_->path().c_str(),
+                    static_cast<int>(key.size()), key.data());
     return Status();
 }
 
@@ -407,31 +439,41 @@ Status GgufFile::get(std::string_view key, std::string_view* out) const {
     return Status();
 }
 
-Status GgufFile::get(std::string_view key, std::vector<int64_t>* out) const {
+// An array of at most `most` elements.
+Status GgufFile::find_array(std::string_view key, uint64_t most, const GgufValue** out) const {
+    BONSAI_TRY(find_value(key, out));
+    if (!(*out)->is_array || (*out)->count <= most) return Status();
+    return fail(ErrorCode::kFormat, "%s: key %.*s has %llu entries, expected at most %llu",
+                file_->path().c_str(), static_cast<int>(key.size()), key.data(),
+                static_cast<unsigned long long>((*out)->count),
+                static_cast<unsigned long long>(most));
+}
+
+Status GgufFile::get(std::string_view key, std::vector<int64_t>* out, uint64_t most) const {
     const GgufValue* value = nullptr;
-    BONSAI_TRY(find_value(key, &value));
+    BONSAI_TRY(find_array(key, most, &value));
     const uint64_t bytes = value_bytes(static_cast<uint32_t>(value->type));
-    int64_t ignored = 0;
-    if (!value->is_array || bytes == 0 ||
-        (value->count > 0 && !load_integer(value->type, value->data, &ignored)))
+    if (!value->is_array || !is_integer(value->type))
         return type_error(key, "an array of integers", *value);
     out->resize(static_cast<size_t>(value->count));
     for (uint64_t i = 0; i < value->count; ++i) {
         if (!load_integer(value->type, value->data + i * bytes, &(*out)[static_cast<size_t>(i)]))
-            return type_error(key, "an array of integers", *value);
+            return fail(ErrorCode::kFormat, "%s: key %.*s holds a number above 2^63 - 1",
+                        file_->path().c_str(), static_cast<int>(key.size()), key.data());
     }
     return Status();
 }
 
-Status GgufFile::get(std::string_view key, std::vector<std::string_view>* out) const {
+Status GgufFile::get(std::string_view key, std::vector<std::string_view>* out,
+                     uint64_t most) const {
     const GgufValue* value = nullptr;
-    BONSAI_TRY(find_value(key, &value));
+    BONSAI_TRY(find_array(key, most, &value));
     if (!value->is_array || value->type != GgufType::kString)
         return type_error(key, "an array of strings", *value);
     out->clear();
-    out->reserve(static_cast<size_t>(value->count)); // bounded: parsing walked all of them
+    out->reserve(static_cast<size_t>(value->count));
     const uint8_t* at = value->data;
-    for (uint64_t i = 0; i < value->count; ++i) {
+    for (uint64_t i = 0; i < value->count; ++i) { // lengths within the header: parsed before
         const auto length = static_cast<size_t>(load<uint64_t>(at));
         out->emplace_back(reinterpret_cast<const char*>(at + 8), length);
         at += 8 + length;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // GgufFile: reader of GGUF version 3 over a mapped file. Every length, count and offset is checked
-// against the file before use, so that whatever opens is safe to read.
+// against the file before use, so that whatever opens is safe to read. The header is read into
+// memory of its own first: a program that writes to the file later cannot change what was checked.
 //
 //   "GGUF", u32 version = 3, u64 tensor count, u64 key count
 //   for each key: string name, u32 type, value
@@ -8,12 +9,15 @@
 //   zeros up to general.alignment (32), then the data; every offset is a multiple of it
 //
 //   string: u64 length, bytes. Array: u32 type, u64 count, values.
+//
+// More than the format asks for: no key or tensor twice, names in valid UTF-8 without control
+// characters, no arrays of arrays, tensors in the order of their data and apart from each other.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "core/mapped_file.h"
@@ -56,6 +60,9 @@ struct GgufValue {
 
 class GgufCursor;
 
+// Elements that an array is turned into at most; the vocabularies in use have some 250 000.
+constexpr uint64_t kMaxArray = 1 << 22;
+
 class GgufFile {
   public:
     static Status open(const std::string& path, std::unique_ptr<GgufFile>* out);
@@ -69,30 +76,37 @@ class GgufFile {
     bool has(std::string_view key) const { return key_index_.count(key) != 0; }
 
     // Typed access. Missing keys and other types are errors that name the key, expected and found.
-    // Integers convert between widths when the value fits.
+    // Integers convert between widths when the value fits. Arrays are refused, before any memory is
+    // taken, when they have more than `most` elements.
     Status get(std::string_view key, int64_t* out) const;
     Status get(std::string_view key, double* out) const;
     Status get(std::string_view key, bool* out) const;
     Status get(std::string_view key, std::string_view* out) const;
-    Status get(std::string_view key, std::vector<int64_t>* out) const;
-    Status get(std::string_view key, std::vector<std::string_view>* out) const;
+    Status get(std::string_view key, std::vector<int64_t>* out, uint64_t most = kMaxArray) const;
+    Status get(std::string_view key, std::vector<std::string_view>* out,
+               uint64_t most = kMaxArray) const;
 
+    // In the mapped file: see mapped_file.h for what others may do to it.
     const uint8_t* data(const GgufTensor& tensor) const { return file_->data() + tensor.offset; }
 
   private:
     GgufFile() = default;
-    Status parse();
+    Status read_header();
+    Status parse(GgufCursor& cursor);
     Status parse_keys(GgufCursor& cursor, uint64_t key_count);
     Status parse_tensors(GgufCursor& cursor, uint64_t tensor_count);
     Status place_tensors(uint64_t header_end);
     Status find_value(std::string_view key, const GgufValue** out) const;
+    Status find_array(std::string_view key, uint64_t most, const GgufValue** out) const;
     Status type_error(std::string_view key, const char* expected, const GgufValue& found) const;
 
     std::unique_ptr<MappedFile> file_;
+    std::vector<uint8_t> header_; // a copy; names and values point into it
     std::vector<GgufTensor> tensors_;
     std::vector<std::pair<std::string_view, GgufValue>> keys_;
-    std::unordered_map<std::string_view, size_t> tensor_index_;
-    std::unordered_map<std::string_view, size_t> key_index_;
+    // Ordered: names cannot be chosen so that a lookup takes long, as they can with a hash.
+    std::map<std::string_view, size_t> tensor_index_;
+    std::map<std::string_view, size_t> key_index_;
 };
 
 const char* gguf_type_name(GgufType type);

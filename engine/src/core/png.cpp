@@ -206,9 +206,14 @@ Status text_of_chunk(const std::string& type, const uint8_t* data, size_t size, 
     const uint8_t* end = data + size;
     const uint8_t* at = data + sizeof(kPngKeyword);
     bool compressed = type == "zTXt";
+    uint8_t method = 0; // the one there is
     if (type == "iTXt") {
         if (end - at < 2) return fail(ErrorCode::kFormat, "cut short");
-        compressed = at[0] != 0;
+        if (at[0] > 1)
+            return fail(ErrorCode::kFormat, "damaged: its compression flag is %u, expected 0 or 1",
+                        static_cast<unsigned>(at[0]));
+        compressed = at[0] == 1;
+        method = compressed ? at[1] : method;
         at += 2;
         for (int field = 0; field < 2; ++field) {
             const void* nul = std::memchr(at, 0, static_cast<size_t>(end - at));
@@ -217,8 +222,11 @@ Status text_of_chunk(const std::string& type, const uint8_t* data, size_t size, 
         }
     } else if (compressed) {
         if (at == end) return fail(ErrorCode::kFormat, "cut short");
-        ++at; // compression method
+        method = *at++;
     }
+    if (method != 0)
+        return fail(ErrorCode::kFormat, "damaged: its compression method is %u, expected 0",
+                    static_cast<unsigned>(method));
     if (compressed)
         BONSAI_TRY(inflate_text(at, static_cast<size_t>(end - at), text));
     else
@@ -320,6 +328,17 @@ class ChunkReader {
         if (*length > INT32_MAX)
             return fail(ErrorCode::kFormat, "%s is damaged: a chunk of %u bytes", path_.c_str(),
                         *length);
+        for (const char c : *type) {
+            if ((c < 'A' || c > 'Z') && (c < 'a' || c > 'z'))
+                return fail(ErrorCode::kFormat, "%s is damaged: a chunk whose type is not letters",
+                            path_.c_str());
+        }
+        if (first_ && (*type != "IHDR" || *length != 13))
+            return fail(ErrorCode::kFormat,
+                        "%s is damaged: a PNG begins with a chunk IHDR of 13 "
+                        "bytes, not with %s of %u",
+                        path_.c_str(), type->c_str(), *length);
+        first_ = false;
         return Status();
     }
 
@@ -358,6 +377,7 @@ class ChunkReader {
 
     std::string path_;
     FILE* file_;
+    bool first_ = true; // no chunk has been read
 };
 
 bool is_text_chunk(const std::string& type) {

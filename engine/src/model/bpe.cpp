@@ -11,6 +11,9 @@ namespace bonsai {
 namespace {
 
 constexpr uint32_t kNoRank = UINT32_MAX;
+// Entries that a lookup passes at most. With honest entries the longest of a million such walks has
+// some 200; files made to be slow are refused.
+constexpr size_t kMaxWalk = 1024;
 
 // Slots for n entries: at most two thirds full, a power of two, at least 2.
 int log2_slots(size_t n) {
@@ -43,16 +46,24 @@ class TokenIndex {
     explicit TokenIndex(const std::vector<std::string_view>& tokens)
         : tokens_(tokens), slots_(size_t{1} << log2_slots(tokens.size()), Slot{0, -1}) {}
 
-    // The id under which the text is known after the call: `id`, or that of an earlier equal one.
+    // The id under which the text is known after the call: `id`, or that of an earlier equal one;
+    // -1 if the way to its place is too long.
     int32_t insert(int32_t id) {
         const uint32_t h = hash(tokens_[id]);
-        Slot& found = find_slot(tokens_[id], h);
-        if (found.id < 0) found = {h, id};
-        return found.id;
+        size_t walk = 0;
+        Slot* const found = find_slot(tokens_[id], h, kMaxWalk, &walk);
+        if (found == nullptr) return -1;
+        if (found->id < 0) *found = {h, id};
+        longest_ = std::max(longest_, walk);
+        return found->id;
     }
 
     // -1 if there is no such token.
-    int32_t find(std::string_view text) { return find_slot(text, hash(text)).id; }
+    int32_t find(std::string_view text) {
+        size_t walk = 0;
+        const Slot* const found = find_slot(text, hash(text), longest_, &walk);
+        return found == nullptr ? -1 : found->id;
+    }
 
   private:
     struct Slot {
@@ -67,16 +78,19 @@ class TokenIndex {
         return static_cast<uint32_t>(h ^ h >> 32);
     }
 
-    Slot& find_slot(std::string_view text, uint32_t h) {
+    // Where the text is or would be; null if that is more than `most` slots away.
+    Slot* find_slot(std::string_view text, uint32_t h, size_t most, size_t* walk) {
         const size_t mask = slots_.size() - 1;
-        size_t i = h & mask;
-        while (slots_[i].id >= 0 && (slots_[i].hash != h || tokens_[slots_[i].id] != text))
-            i = (i + 1) & mask;
-        return slots_[i];
+        for (size_t i = h & mask; *walk <= most; i = (i + 1) & mask, ++*walk) {
+            Slot& slot = slots_[i];
+            if (slot.id < 0 || (slot.hash == h && tokens_[slot.id] == text)) return &slot;
+        }
+        return nullptr;
     }
 
     const std::vector<std::string_view>& tokens_;
     std::vector<Slot> slots_;
+    size_t longest_ = 0; // walk to an entry
 };
 
 Status index_tokens(const std::vector<std::string_view>& tokens, const std::vector<uint8_t>& usable,
@@ -86,6 +100,11 @@ Status index_tokens(const std::vector<std::string_view>& tokens, const std::vect
             const auto id = static_cast<int32_t>(i);
             if (usable[i] != pass) continue;
             const int32_t known = index->insert(id);
+            if (known < 0)
+                return fail(ErrorCode::kFormat,
+                            "tokenizer token %d, %s, and more than %zu others are chosen so that "
+                            "finding them takes long",
+                            id, quoted(tokens[i]).c_str(), kMaxWalk);
             if (known != id && usable[known] == pass)
                 return fail(ErrorCode::kFormat,
                             "tokenizer tokens %d and %d are both %s; expected distinct tokens",
@@ -145,18 +164,28 @@ Status Bpe::init(const std::vector<std::string_view>& tokens, const std::vector<
         }
         // A pair listed twice keeps the last rank, as in the `tokenizers` library.
         const auto left = static_cast<uint32_t>(ids[0]), right = static_cast<uint32_t>(ids[1]);
-        merges_[slot(left, right)] = {left, right, static_cast<uint32_t>(rank), ids[2]};
+        size_t walk = 0;
+        const size_t place = slot(left, right, kMaxWalk, &walk);
+        if (walk > kMaxWalk)
+            return fail(ErrorCode::kFormat,
+                        "tokenizer merge %zu, %s, and more than %zu others are chosen so that "
+                        "finding them takes long",
+                        rank, quoted(text).c_str(), kMaxWalk);
+        merges_[place] = {left, right, static_cast<uint32_t>(rank), ids[2]};
+        longest_walk_ = std::max(longest_walk_, walk);
     }
     return {};
 }
 
-// Where the pair is, or the free slot where it would be.
-size_t Bpe::slot(uint32_t left, uint32_t right) const {
+// Where the pair is, or the free slot where it would be; *walk is above `most` if neither is within
+// so many slots.
+size_t Bpe::slot(uint32_t left, uint32_t right, size_t most, size_t* walk) const {
     const uint64_t key = static_cast<uint64_t>(left) << 32 | right;
     const size_t mask = merges_.size() - 1;
     // Fibonacci hashing; the first xor brings the left id into the low half.
     size_t i = static_cast<size_t>(((key ^ key >> 29) * 0x9E3779B97F4A7C15u) >> shift_);
-    while (merges_[i].rank != kNoRank && (merges_[i].left != left || merges_[i].right != right))
+    while (merges_[i].rank != kNoRank && (merges_[i].left != left || merges_[i].right != right) &&
+           ++*walk <= most)
         i = (i + 1) & mask;
     return i;
 }
@@ -166,8 +195,11 @@ void Bpe::set_pair(BpeScratch* scratch, int32_t position) const {
     BpeScratch::Symbol& symbol = scratch->symbols[position];
     symbol.pair_rank = kNoRank;
     if (symbol.next < 0) return;
+    size_t walk = 0;
     const Merge& merge = merges_[slot(static_cast<uint32_t>(symbol.id),
-                                      static_cast<uint32_t>(scratch->symbols[symbol.next].id))];
+                                      static_cast<uint32_t>(scratch->symbols[symbol.next].id),
+                                      longest_walk_, &walk)];
+    if (walk > longest_walk_) return; // no merge is so far from its place
     symbol.pair_rank = merge.rank;
     symbol.pair_id = merge.merged;
 }

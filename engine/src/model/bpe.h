@@ -42,12 +42,13 @@ class Bpe {
         uint32_t rank; // kNoRank: the slot is free
         int32_t merged;
     };
-    size_t slot(uint32_t left, uint32_t right) const;
+    size_t slot(uint32_t left, uint32_t right, size_t most, size_t* walk) const;
     void set_pair(BpeScratch* scratch, int32_t position) const;
 
     int32_t byte_ids_[256] = {};
     std::vector<Merge> merges_; // open addressing, linear probing, a power of two of slots
     int shift_ = 0;             // 64 - log2(slots)
+    size_t longest_walk_ = 0;   // from the slot where a merge belongs to where it is
 };
 
 // Text from a file made fit for a message: in quotes, printable ASCII, cut after 40 bytes.

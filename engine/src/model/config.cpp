@@ -3,11 +3,14 @@
 
 #include <numeric>
 
+#include "core/utf8.h"
+
 namespace bonsai {
 
 namespace {
 
 constexpr int64_t kFormatVersion = 1;
+constexpr size_t kMaxText = 1 << 16; // bytes: the template around a prompt has a hundred
 
 // Reads keys below one prefix and remembers the first failure, so that a list of reads needs one
 // check at its end.
@@ -24,8 +27,8 @@ class Reader {
     std::vector<int64_t> integers(const char* key, size_t least, size_t most, int64_t low,
                                   int64_t high) {
         std::vector<int64_t> values;
-        note(file_.get(prefix_ + key, &values));
-        if (status_.ok() && (values.size() < least || values.size() > most))
+        note(file_.get(prefix_ + key, &values, most));
+        if (status_.ok() && values.size() < least)
             status_ = fail(ErrorCode::kFormat, "%s: key %s%s has %zu entries, expected %zu to %zu",
                            path(), prefix_.c_str(), key, values.size(), least, most);
         for (const int64_t value : values)
@@ -48,13 +51,25 @@ class Reader {
     std::string text(const char* key) {
         std::string_view value;
         note(file_.get(prefix_ + key, &value));
-        if (status_.ok() && value.find('\0') != std::string_view::npos) // would cut C strings short
-            status_ = fail(ErrorCode::kFormat, "%s: key %s%s contains a zero byte", path(),
-                           prefix_.c_str(), key);
-        return std::string(value);
+        if (status_.ok() && value.size() > kMaxText)
+            status_ = fail(ErrorCode::kFormat, "%s: key %s%s has %zu bytes, expected at most %zu",
+                           path(), prefix_.c_str(), key, value.size(), kMaxText);
+        if (status_.ok() && (value.find('\0') != std::string_view::npos || // cuts C strings short
+                             find_invalid_utf8(value) != std::string_view::npos))
+            status_ = fail(ErrorCode::kFormat, "%s: key %s%s contains a zero byte or is not UTF-8",
+                           path(), prefix_.c_str(), key);
+        return std::string(status_.ok() ? value : std::string_view());
     }
-    std::string text_or(const char* key, const char* fallback) {
-        return file_.has(prefix_ + key) ? text(key) : fallback;
+    // Text of one line, which is shown.
+    std::string line(const char* key) {
+        const std::string value = text(key);
+        if (status_.ok() && !is_plain_text(value))
+            status_ = fail(ErrorCode::kFormat, "%s: key %s%s contains a control character", path(),
+                           prefix_.c_str(), key);
+        return value;
+    }
+    std::string line_or(const char* key, const char* fallback) {
+        return file_.has(prefix_ + key) ? line(key) : fallback;
     }
 
     // A relation between values that has to hold.
@@ -162,10 +177,10 @@ Status read_config(const GgufFile& file, Config* c) {
     BONSAI_TRY(file.get("general.architecture", &architecture));
     if (architecture != "bonsai")
         return fail(ErrorCode::kUnsupported,
-                    "%s: architecture %.*s, expected bonsai: this engine runs files that "
+                    "%s: architecture %s, expected bonsai: this engine runs files that "
                     "convert.py makes from FLUX.2 klein and Bonsai "
                     "Image checkpoints",
-                    path, static_cast<int>(architecture.size()), architecture.data());
+                    path, printable(architecture).c_str());
     Reader r(file, "");
     const int64_t version = r.integer("bonsai.format_version", 1, 1 << 20);
     BONSAI_TRY(r.status());
@@ -173,10 +188,10 @@ Status read_config(const GgufFile& file, Config* c) {
         return fail(ErrorCode::kUnsupported,
                     "%s: format version %lld, this engine reads up to %lld; update bonsai", path,
                     static_cast<long long>(version), static_cast<long long>(kFormatVersion));
-    c->name = r.text_or("general.name", "unnamed");
-    c->license = r.text_or("general.license", "");
-    c->source = r.text_or("general.source.repo_url", "");
-    c->variant = r.text("bonsai.variant");
+    c->name = r.line_or("general.name", "unnamed");
+    c->license = r.line_or("general.license", "");
+    c->source = r.line_or("general.source.repo_url", "");
+    c->variant = r.line("bonsai.variant");
     c->distilled = r.boolean("bonsai.distilled");
     c->default_width = r.integer("bonsai.default.width", kSizeMultiple, kMaxSide);
     c->default_height = r.integer("bonsai.default.height", kSizeMultiple, kMaxSide);

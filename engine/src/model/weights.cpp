@@ -2,6 +2,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/half.h"
@@ -83,6 +84,11 @@ Status WeightLoader::host_vector(const std::string& name, int64_t size, std::vec
             std::memcpy(&bits, data + 2 * i, 2);
             (*out)[i] = dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
         }
+        if (!std::isfinite((*out)[i]))
+            return fail(ErrorCode::kFormat,
+                        "%s: tensor %s: entry %zu is not a number; compare the file with its "
+                        "hashes (`bonsai-cli verify`) and get or convert it again",
+                        file_.file().path().c_str(), name.c_str(), i);
     }
     return Status();
 }
