@@ -95,7 +95,7 @@ class TokenIndex {
 
 Status index_tokens(const std::vector<std::string_view>& tokens, const std::vector<uint8_t>& usable,
                     TokenIndex* index) {
-    for (uint8_t pass : {1, 2}) {
+    for (const uint8_t pass : {uint8_t{1}, uint8_t{2}}) {
         for (size_t i = 0; i < tokens.size(); ++i) {
             const auto id = static_cast<int32_t>(i);
             if (usable[i] != pass) continue;
