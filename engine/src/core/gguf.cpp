@@ -183,6 +183,15 @@ Status parse_tensor(GgufCursor& cursor, const std::string& path, GgufTensor* ten
 
 } // namespace
 
+// What came instead of a GGUF file, if that can be told.
+static const char* what_else(const std::vector<uint8_t>& header) {
+    const std::string_view text(reinterpret_cast<const char*>(header.data()), header.size());
+    const size_t first = text.find_first_not_of(" \t\r\n");
+    if (first != std::string_view::npos && text[first] == '<')
+        return " but a web page (a failed download?)";
+    return text.substr(0, 8) == "version " ? " but a git-lfs pointer (run git lfs pull)" : "";
+}
+
 const char* gguf_type_name(GgufType type) {
     static const char* const names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                         "bool", "string", "array", "u64", "i64", "f64"};
@@ -234,13 +243,9 @@ Status GgufFile::read_header() {
 Status GgufFile::parse(GgufCursor& cursor) {
     const std::string& path = file_->path();
     if (header_.size() < 24 || std::memcmp(header_.data(), "GGUF", 4) != 0) {
-        size_t first = 0; // that is no blank
-        while (first + 1 < header_.size() && std::strchr(" \t\r\n", header_[first]))
-            ++first;
-        const bool web_page = header_[first] == '<';
         return fail(ErrorCode::kFormat,
                     "%s: not a GGUF file%s; make one with: convert.py CHECKPOINT -o model.gguf",
-                    path.c_str(), web_page ? " but a web page (a failed download?)" : "");
+                    path.c_str(), what_else(header_));
     }
     uint32_t version = 0;
     uint64_t tensor_count = 0, key_count = 0;

@@ -51,7 +51,9 @@ Status load_tokenizer(const GgufFile& file, std::unique_ptr<Tokenizer>* out) {
     for (const int64_t type : types) // what has no 32 bits is as unknown as -1
         data.types.push_back(type == static_cast<int32_t>(type) ? static_cast<int32_t>(type) : -1);
     data.pad_id = static_cast<int32_t>(pad);
-    return Tokenizer::create(data, out);
+    const Status status = Tokenizer::create(data, out);
+    if (status.ok()) return status;
+    return fail(status.code(), "%s: %s", file.file().path().c_str(), status.message().c_str());
 }
 
 Status Pipeline::open(const std::string& path, const PipelineOptions& options,
