@@ -260,6 +260,26 @@ TEST(fast_matches_double_of_its_codes) {
     }
 }
 
+// Dot products are exact, and the x86 levels add their scaled values in one order: a picture does
+// not depend on which of them the processor has.
+TEST(levels_from_avx2_upwards_agree_bit_for_bit) {
+    const KernelTable* first = nullptr;
+    for (const LevelInfo& info : level_list()) {
+        if (!supports(detected_features(), info.level)) continue;
+        const KernelTable& table = kernel_table(info.level);
+        if (std::strcmp(info.name, "avx2") == 0) first = &table;
+        if (first == nullptr || first == &table) continue;
+        for (DType dtype : kAll)
+            for (const Shape& s : kShapes) {
+                if (!is_block_quantized(dtype)) continue;
+                Layer expected(dtype, s.m, s.n, s.k), found(dtype, s.m, s.n, s.k);
+                run(*first, expected, true);
+                run(table, found, true);
+                CHECK(same(found.out.values(), expected.out.values()));
+            }
+    }
+}
+
 // Uniform x has an rms of 0.58 of its maximum and a code step of 1 / 127 of it, so a rounding error
 // of 0.39 % rms; independent errors pass through the sum unchanged in proportion.
 TEST(fast_is_close_to_exact) {
