@@ -171,15 +171,17 @@ def _beginning(path: Path) -> str:
 
 
 def licence(root: Path) -> dict[str, str]:
-    """general.license and, where given, its link: from the card's front matter or LICENSE."""
+    """general.license, its link and a description where given: from the card's front matter or,
+    for the licence, LICENSE."""
     text = _beginning(root / "README.md")
     fields = {}
     front = re.match(r"---[ \t\r]*\n(.*?)\n---", text, re.S)
     for line in front[1].splitlines() if front else ():
         key, colon, value = line.partition(":")
         value = value.strip().strip("'\"")
-        known = key in ("license", "license_name", "license_link")
-        if colon and known and len(value) <= 200 and is_plain(value):
+        known = key in ("license", "license_name", "license_link", "description")
+        longest = 1000 if key == "description" else 200
+        if colon and known and len(value) <= longest and is_plain(value):
             fields[key] = value
     name = fields.get("license_name") or fields.get("license")
     if not name:
@@ -188,4 +190,6 @@ def licence(root: Path) -> dict[str, str]:
     keys = {"general.license": name}
     if fields.get("license_link"):
         keys["general.license.link"] = fields["license_link"]
+    if fields.get("description"):
+        keys["general.description"] = fields["description"]
     return keys

@@ -13,10 +13,19 @@ from safetensors.torch import save_file
 
 from . import model, state, tokenizer
 
-LICENSE_NOTE = (
-    "Weights: Apache-2.0. Trained on compositions of Noto Color Emoji (Google LLC; fonts under the"
-    " SIL Open Font License 1.1, images under Apache 2.0) and of shapes drawn by the recipe."
+DESCRIPTION = (
+    "Bonsai Seedling, a small demo model that draws emoji and coloured shapes. Artwork learned:"
+    " Noto Color Emoji, copyright Google LLC (font under the SIL Open Font License 1.1, pictures"
+    " under the Apache License 2.0), and shapes drawn by the recipe."
 )
+CARD = f"""---
+license: apache-2.0
+license_link: https://www.apache.org/licenses/LICENSE-2.0
+description: {DESCRIPTION}
+---
+
+{DESCRIPTION}
+"""
 
 
 def write_json(path, obj):
@@ -163,7 +172,7 @@ def main():
     ids = {t: source.token_to_id(t) for t in tokenizer.SPECIAL}
     export_text(net.text, ids, a.out / "text_encoder")
     export_vae(vae, a.out / "vae")
-    (a.out / "LICENSE-NOTE.txt").write_text(LICENSE_NOTE + "\n", encoding="utf-8")
+    (a.out / "README.md").write_text(CARD, encoding="utf-8")
 
 
 if __name__ == "__main__":
