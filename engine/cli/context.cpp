@@ -9,7 +9,13 @@
 namespace bonsai::cli {
 
 Context::Context(const Options& options, Console& console) {
-    const std::string path = find_model(options.model);
+    const ModelPath found = find_model(options.model);
+    const std::string& path = found.path;
+    if (found.demo)
+        console.note(
+            "using the small demo model (emoji and shapes); -m MODEL.gguf takes another, and "
+            "bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o MODEL.gguf makes the real "
+            "one");
     bonsai_open_params params;
     bonsai_open_params_init(&params);
     params.threads = options.threads.value_or(params.threads);

@@ -64,14 +64,14 @@ int32_t on_verify(double fraction, const char*, void* user) {
 
 void run_info(const Options& options) {
     char* raw = nullptr;
-    check(bonsai_file_describe(find_model(options.model).c_str(), options.json, &raw));
+    check(bonsai_file_describe(find_model(options.model).path.c_str(), options.json, &raw));
     const std::unique_ptr<char, void (*)(void*)> text(raw, bonsai_free);
     const std::string out = text.get();
     std::printf("%s%s", out.c_str(), out.empty() || out.back() != '\n' ? "\n" : "");
 }
 
 void run_verify(const Options& options, Console& console) {
-    const std::string path = find_model(options.model);
+    const std::string path = find_model(options.model).path;
     check(bonsai_file_verify(path.c_str(), on_verify, &console));
     console.clear();
     if (options.json)

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
 #if defined(_WIN32)
 #include <windows.h>
@@ -33,24 +34,32 @@ fs::path program_path() {
 #endif
 }
 
-// The first model of a folder in the order of names, or empty.
-std::string first_model(const fs::path& folder) {
+bool is_demo(const fs::path& model) {
+    return model.filename().u8string().rfind("seedling-", 0) == 0;
+}
+
+// The first model of a folder in the order of names, a demo model last; empty if there is none.
+fs::path first_model(const fs::path& folder) {
     std::error_code error;
     fs::path first;
-    for (const auto& entry : fs::directory_iterator(folder, error))
-        if (entry.path().extension() == ".gguf" && (first.empty() || entry.path() < first))
-            first = entry.path();
-    return first.u8string();
+    for (const auto& entry : fs::directory_iterator(folder, error)) {
+        const fs::path& path = entry.path();
+        if (path.extension() != ".gguf") continue;
+        if (first.empty() ||
+            std::make_pair(is_demo(path), path) < std::make_pair(is_demo(first), first))
+            first = path;
+    }
+    return first;
 }
 
 } // namespace
 
-std::string find_model(const std::optional<std::string>& given) {
-    if (given) return *given;
+ModelPath find_model(const std::optional<std::string>& given) {
+    if (given) return {*given};
     const char* variable = std::getenv("BONSAI_MODEL");
-    if (variable != nullptr && variable[0] != 0) return variable;
+    if (variable != nullptr && variable[0] != 0) return {variable};
     const fs::path program = program_path();
-    std::string found;
+    fs::path found;
     if (!program.empty())
         found = first_model(program.parent_path().parent_path() / "share" / "bonsai");
     if (found.empty()) found = first_model(fs::u8path(BONSAI_DATA));
@@ -58,7 +67,7 @@ std::string find_model(const std::optional<std::string>& given) {
         throw Failure(kExitUsage,
                       "no model: give one with -m MODEL.gguf or set BONSAI_MODEL. To make one:\n"
                       "  bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o bonsai.gguf");
-    return found;
+    return {found.u8string(), is_demo(found)};
 }
 
 } // namespace bonsai::cli

@@ -7,8 +7,14 @@
 
 namespace bonsai::cli {
 
+struct ModelPath {
+    std::string path;
+    bool demo = false; // the shipped demo model, taken because no other was there
+};
+
 // `given`, else $BONSAI_MODEL, else the first *.gguf in share/bonsai beside the program's bin
-// folder or where bonsai was installed. Throws Failure(kExitUsage) that says how to get one.
-std::string find_model(const std::optional<std::string>& given);
+// folder or where bonsai was installed; the demo model comes after all others.
+// Throws Failure(kExitUsage) that says how to get one.
+ModelPath find_model(const std::optional<std::string>& given);
 
 } // namespace bonsai::cli

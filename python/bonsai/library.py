@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import site
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +20,41 @@ from ._lib import check, encode, ffi, lib, new_struct, take_text, text
 from .errors import ArgumentError
 from .types import DeviceInfo, from_struct
 
+_log = logging.getLogger("bonsai")
+
 __version__: str = text(lib.bonsai_version())
 
 
 def find_model(model: str | os.PathLike | None = None) -> str | os.PathLike:
-    """model, else $BONSAI_MODEL, else the first *.gguf in share/bonsai of this Python."""
+    """model, else $BONSAI_MODEL, else an installed one, else the demo model (the log says so)."""
     given = model if model is not None else os.environ.get("BONSAI_MODEL")
     if given:
         return given
-    installed = sorted((Path(sys.prefix) / "share" / "bonsai").glob("*.gguf"))
+    installed = sorted(_installed_models(), key=lambda path: (_is_demo(path), path.name))
     if not installed:
         raise ArgumentError(
             "no model: pass the path of a GGUF file or set BONSAI_MODEL; bonsai-convert makes one "
             "from a Hugging Face checkpoint"
         )
+    if _is_demo(installed[0]):
+        _log.warning(
+            "using the small demo model (emoji and shapes); Engine(path) takes another, and "
+            "`bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o MODEL.gguf` makes the "
+            "real one"
+        )
     return installed[0]
+
+
+def _installed_models() -> Iterator[Path]:
+    """*.gguf in share/bonsai of this Python, of the user's packages, or of the source tree."""
+    prefixes = {Path(sys.prefix), Path(sysconfig.get_path("data")), Path(site.getuserbase())}
+    for prefix in prefixes:
+        yield from (prefix / "share" / "bonsai").glob("*.gguf")
+    yield from (Path(__file__).resolve().parents[2] / "models").glob("*.gguf")
+
+
+def _is_demo(path: Path) -> bool:
+    return path.name.startswith("seedling-")
 
 
 def devices() -> list[DeviceInfo]:

@@ -152,7 +152,7 @@ def test_wrong_prompts(shared_engine):
         shared_engine.generate("a\ud800b", **SMALL)
 
 
-def test_wrong_engines(model, tmp_path, monkeypatch):
+def test_wrong_engines(model, tmp_path):
     (tmp_path / "text.gguf").write_text("no model " * 100)
     with pytest.raises(bonsai.ModelError, match="text.gguf"):
         Engine(tmp_path / "text.gguf")
@@ -163,11 +163,25 @@ def test_wrong_engines(model, tmp_path, monkeypatch):
         Engine(model, device="cuda:7")
     with pytest.raises(bonsai.ArgumentError, match="fast"):
         Engine(model, precision="best")
-    monkeypatch.delenv("BONSAI_MODEL", raising=False)
+
+
+def test_which_model(model, monkeypatch, caplog):
+    monkeypatch.setenv("BONSAI_MODEL", str(model))
+    with Engine(model) as named, Engine() as found:
+        assert found.info == named.info
+    assert not caplog.records
+    monkeypatch.delenv("BONSAI_MODEL")
+    with Engine() as engine:  # what comes with the package
+        picture = engine.generate("a red circle on a blue background", seed=1)
+    assert len(caplog.records) == 1 and "demo model" in caplog.text
+    assert "bonsai-convert" in caplog.text
+    middle, corner = np.asarray(picture)[128, 128], np.asarray(picture)[8, 8]
+    assert picture.size == (256, 256)
+    assert np.abs(middle - np.array((220, 40, 40))).max() < 30, middle
+    assert np.abs(corner - np.array((45, 95, 220))).max() < 30, corner
+    monkeypatch.setattr(bonsai.library, "_installed_models", lambda: iter(()))
     with pytest.raises(bonsai.ArgumentError, match="BONSAI_MODEL"):
         Engine()
-    monkeypatch.setenv("BONSAI_MODEL", str(model))
-    Engine().close()
 
 
 def test_out_of_memory(model):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ def test_prompt_that_is_not_utf8(cli):
 
 
 def test_no_model(cli):
+    alone = cli.folder / "program"
+    shutil.copy2(cli.program, alone)  # no share/bonsai near by
+    cli.program = alone
     result = cli("-p", "x", env={"BONSAI_MODEL": ""})
     assert result.code == 2
     assert "-m MODEL.gguf" in result.err and "bonsai-convert" in result.err
