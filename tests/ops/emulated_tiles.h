@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AMX instructions that the kernels use, in plain code (test_amx.cpp), under the names of the
-// intrinsics.
+// The AMX instructions that the kernels use, in plain code (test_emulated.cpp), under the names of
+// the intrinsics.
 #pragma once
 
 #include <cstddef>

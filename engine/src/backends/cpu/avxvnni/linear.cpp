@@ -8,7 +8,7 @@
 //           two vpaddd) do there.
 #include "backends/cpu/table.h"
 
-#if defined(__AVXVNNI__) || defined(_MSC_VER)
+#if defined(__AVXVNNI__) || defined(_MSC_VER) || defined(BONSAI_DOT_256)
 #include "backends/cpu/avx2/linear_micro.h"
 
 namespace bonsai::cpu::avxvnni {
@@ -27,7 +27,11 @@ struct Tile {
 };
 
 // In place, like add16 of avx2/linear.h and for the same reason.
-#if defined(__GNUC__)
+#if defined(BONSAI_DOT_256) // the instruction's stand-in for tests on processors without AVX-VNNI
+BONSAI_ALWAYS_INLINE void add_products(__m256i& sum, __m256i codes, __m256i x) {
+    sum = BONSAI_DOT_256(sum, codes, x);
+}
+#elif defined(__GNUC__)
 BONSAI_ALWAYS_INLINE void add_products(__m256i& sum, __m256i codes, __m256i x) {
     __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
 }
