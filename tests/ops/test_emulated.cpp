@@ -82,8 +82,8 @@ namespace {
 struct Shape {
     int64_t m, n, k;
 };
-constexpr Shape kShapes[] = {{1, 1, 128},    {31, 17, 256},  {32, 32, 512},  {33, 33, 640},
-                             {77, 130, 384}, {64, 97, 1152}, {800, 20, 128}, {5, 300, 1024}};
+constexpr Shape kShapes[] = {{1, 1, 128},    {31, 17, 256},  {32, 32, 512},   {33, 33, 640},
+                             {77, 130, 384}, {64, 97, 1152}, {1550, 20, 128}, {5, 300, 1024}};
 
 std::vector<uint8_t> random_weight(DType dtype, const Shape& s, Random& random) {
     const DTypeInfo& info = dtype_info(dtype);

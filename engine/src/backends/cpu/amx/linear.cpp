@@ -9,6 +9,8 @@
 //           are equal to its results bit for bit.
 // Work:     products pass through memory to the vector registers, in two buffers by turns: while
 //           the tiles of a block are multiplied, the block before it is scaled and added.
+//           Unpacking takes about as long as 200 to 500 rows' use of a weight, hence tiles of 1536
+//           rows; 96 columns cut widths of 3072 into pieces that 16 threads share evenly.
 // Roofline: compute-bound: a tile product is 32768 operations in 16 cycles; the four stores, and
 //           for each of 64 rows a conversion, two products with an add, three loads and a store fit
 //           beside the eight tile products (128 cycles) of a block and group.
@@ -30,7 +32,7 @@ using namespace avx2;
 constexpr int kEdge = 16; // rows of a tile; also columns of 32 bits
 
 struct Tile {
-    static constexpr int kTileRows = 768, kTileCols = 128, kDepth = 512;
+    static constexpr int kTileRows = 1536, kTileCols = 96, kDepth = 512;
     static constexpr int kMicroRows = 2 * kEdge, kMicroPanels = 2;
     static constexpr bool kWide = false;
 };
@@ -46,6 +48,8 @@ struct Memory {
     alignas(64) Products products[2];
     alignas(64) float last_scale[Tile::kDepth / kGroup][Tile::kMicroRows];
 };
+
+static_assert(sizeof(Memory) <= 1 << 20, "scratch that leaves room for x in a second-level cache");
 
 // As the instruction ldtilecfg reads it.
 struct alignas(64) TileShapes {
