@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -31,6 +32,13 @@ inline bool add(const char* name, void (*run)()) {
 inline void failed(const char* file, int line, const std::string& what) {
     ++failures();
     std::printf("%s:%d: failed: %s\n", file, line, what.c_str());
+}
+
+// BONSAI_TEST_BRIEF is set: leave out what takes seconds. An emulated processor takes minutes for
+// it.
+inline bool brief() {
+    static const bool set = std::getenv("BONSAI_TEST_BRIEF") != nullptr;
+    return set;
 }
 
 } // namespace test

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,13 +72,27 @@ def build_dir() -> Path:
     return folder
 
 
+def emulated(path: Path) -> Path:
+    """The program, or with $BONSAI_EMULATOR (a command and its options) a script that emulates it.
+
+    For programs of another processor, where the kernel does not know how to start them.
+    """
+    emulator = os.environ.get("BONSAI_EMULATOR")
+    if not emulator:
+        return path
+    script = path.with_name(path.name + ".emulated")
+    script.write_text(f'#!/bin/sh\nexec {emulator} {shlex.quote(str(path))} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
 def program(name: str) -> Path:
     """The path of a built program."""
     folder = build_dir()
     suffix = ".exe" if os.name == "nt" else ""
     for path in sorted(folder.rglob(name + suffix)):
         if path.is_file() and os.access(path, os.X_OK):
-            return path
+            return emulated(path)
     raise NativeError(
         f"{name} is not in {folder}: build with -DBONSAI_BUILD_TESTS=ON -DBONSAI_BUILD_BENCH=ON"
     )
