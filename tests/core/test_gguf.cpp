@@ -3,6 +3,7 @@
 #include "core/gguf.h"
 
 #include <cstdlib>
+#include <limits>
 
 #include "core/describe.h"
 #include "core/sha256.h"
@@ -70,6 +71,55 @@ TEST(strings_are_described_as_json_wants_them) {
     const std::string bad = "\xef\xbf\xbd"; // U+FFFD
     CHECK(describe_json(*file).find("\"caf\xc3\xa9 \\\"\\\\ \\u000a\\u007f " + bad + " " + bad +
                                     bad + bad + " " + bad + bad + "\"") != std::string::npos);
+}
+
+TEST(every_number_type_is_read_and_described) {
+    GgufBuilder b;
+    b.number("u8", 0, uint8_t(200)).number("i8", 1, int8_t(-100));
+    b.number("u16", 2, uint16_t(60000)).number("i16", 3, int16_t(-30000));
+    b.u32("u32", 4000000000u).number("i32", 5, int32_t(-2000000000));
+    b.number("u64", 10, uint64_t(1) << 62).number("i64", 11, -(int64_t(1) << 62));
+    b.number("huge", 10, UINT64_MAX).number("f64", 12, 0.1).boolean("no", false);
+    b.f32("infinite", std::numeric_limits<float>::infinity());
+    b.u32_array("many", std::vector<uint32_t>(100, 7));
+    std::unique_ptr<GgufFile> file;
+    CHECK_OK(open(b.bytes(), &file));
+    if (!file) return;
+    const std::pair<const char*, int64_t> integers[] = {{"u8", 200},
+                                                        {"i8", -100},
+                                                        {"u16", 60000},
+                                                        {"i16", -30000},
+                                                        {"u32", 4000000000},
+                                                        {"i32", -2000000000},
+                                                        {"u64", int64_t(1) << 62},
+                                                        {"i64", -(int64_t(1) << 62)}};
+    const std::string json = describe_json(*file);
+    for (const auto& [key, expected] : integers) {
+        int64_t found = 0;
+        CHECK_OK(file->get(key, &found));
+        CHECK(found == expected);
+        CHECK(json.find(format("\"%s\": %lld", key, static_cast<long long>(expected))) !=
+              std::string::npos);
+    }
+    for (const char* text : {"\"huge\": 18446744073709551615", "\"f64\": 0.1000000000000000",
+                             "\"no\": false", "\"infinite\": null", "\"many\": {\"length\": 100}"})
+        CHECK(json.find(text) != std::string::npos);
+    CHECK(describe_text(*file).find("many = [7, 7, 7, 7, 7, 7, 7, 7, ...] (100 u32)") !=
+          std::string::npos);
+    int64_t integer = 0;
+    double number = 0;
+    bool flag = false;
+    std::vector<int64_t> list;
+    std::vector<std::string_view> words;
+    CHECK_FAILS(file->get("huge", &integer), ErrorCode::kFormat, "huge is above 2^63 - 1");
+    CHECK_FAILS(file->get("infinite", &number), ErrorCode::kFormat, "not a finite number");
+    CHECK_FAILS(file->get("u8", &number), ErrorCode::kFormat, "u8 should be a float");
+    CHECK_FAILS(file->get("u8", &flag), ErrorCode::kFormat, "u8 should be a bool");
+    CHECK_FAILS(file->get("u8", &list), ErrorCode::kFormat, "u8 should be an array of integers");
+    CHECK_FAILS(file->get("many", &words), ErrorCode::kFormat,
+                "many should be an array of strings");
+    CHECK_OK(file->get("f64", &number));
+    CHECK(number == 0.1);
 }
 
 TEST(wrong_types_and_missing_keys_are_named) {

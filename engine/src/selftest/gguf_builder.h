@@ -33,6 +33,10 @@ class GgufBuilder {
             bytes += string(value);
         return key_value(key, 9, bytes);
     }
+    // A number of any type: its id in the file and its value.
+    template <typename T> GgufBuilder& number(const std::string& key, uint32_t type, T value) {
+        return key_value(key, type, raw(value));
+    }
     // ne[0] is the contiguous dimension.
     GgufBuilder& tensor(const std::string& name, uint32_t type, const std::vector<uint64_t>& ne,
                         const std::string& data) {
