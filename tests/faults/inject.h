@@ -23,6 +23,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+// For what runs before the address sanitizer has set itself up.
+#define FAULTS_EARLY __attribute__((no_sanitize("address"), no_sanitize("undefined")))
+
 namespace faults {
 
 // Calls of one kind, counted while armed, and which of them fail.
@@ -35,19 +38,23 @@ class Fault {
         nth_ = nth;
         onwards_ = onwards;
         error_ = error;
-        armed_ = true;
+        __atomic_store_n(&armed_, true, __ATOMIC_SEQ_CST);
     }
     // The number of calls since arm().
     int64_t disarm() {
-        armed_ = false;
+        __atomic_store_n(&armed_, false, __ATOMIC_SEQ_CST);
         return calls_;
     }
     // How many of them failed.
     int64_t failed() const { return failed_; }
 
     // For the replaced functions: whether this call is to fail, with errno set.
-    bool strikes(int error) {
-        if (!armed_.load(std::memory_order_relaxed)) return false;
+    FAULTS_EARLY bool strikes(int error) {
+        return __atomic_load_n(&armed_, __ATOMIC_RELAXED) && decide(error);
+    }
+
+  private:
+    bool decide(int error) {
         const int64_t call = ++calls_;
         if (call != nth_ && !(onwards_ && nth_ > 0 && call > nth_)) return false;
         ++failed_;
@@ -55,15 +62,21 @@ class Fault {
         return true;
     }
 
-  private:
-    std::atomic<bool> armed_{false}, onwards_{false};
+    bool armed_ = false;
+    std::atomic<bool> onwards_{false};
     std::atomic<int64_t> calls_{0}, nth_{0}, failed_{0};
     std::atomic<int> error_{0};
 };
 
 inline Fault memory, map, advise, open_file, write_file, sync_file, close_file, rename_file, thread;
 // Blocks that are allocated now.
-inline std::atomic<int64_t> live{0};
+inline int64_t live_count = 0;
+FAULTS_EARLY inline void count(int64_t blocks) {
+    __atomic_add_fetch(&live_count, blocks, __ATOMIC_RELAXED);
+}
+inline int64_t live() {
+    return __atomic_load_n(&live_count, __ATOMIC_RELAXED);
+}
 
 // The function that this program's own hides.
 template <typename Function> Function* hidden(const char* name) {
@@ -85,53 +98,54 @@ void* FAULTS_MALLOC(realloc)(void*, size_t);
 void* FAULTS_MALLOC(memalign)(size_t, size_t);
 void FAULTS_MALLOC(free)(void*);
 
-void* malloc(size_t size) noexcept {
+FAULTS_EARLY void* malloc(size_t size) noexcept {
     if (faults::memory.strikes(ENOMEM)) return nullptr;
     void* out = FAULTS_MALLOC(malloc)(size);
-    faults::live += out != nullptr;
+    faults::count(out != nullptr);
     return out;
 }
-void* calloc(size_t count, size_t size) noexcept {
+FAULTS_EARLY void* calloc(size_t count, size_t size) noexcept {
     if (faults::memory.strikes(ENOMEM)) return nullptr;
     void* out = FAULTS_MALLOC(calloc)(count, size);
-    faults::live += out != nullptr;
+    faults::count(out != nullptr);
     return out;
 }
-void* realloc(void* old, size_t size) noexcept {
+FAULTS_EARLY void* realloc(void* old, size_t size) noexcept {
     if (faults::memory.strikes(ENOMEM)) return nullptr;
     void* out = FAULTS_MALLOC(realloc)(old, size);
-    faults::live += (out != nullptr) - (old != nullptr && (out != nullptr || size == 0));
+    faults::count((out != nullptr) - (old != nullptr && (out != nullptr || size == 0)));
     return out;
 }
-void* memalign(size_t alignment, size_t size) noexcept {
+FAULTS_EARLY void* memalign(size_t alignment, size_t size) noexcept {
     if (faults::memory.strikes(ENOMEM)) return nullptr;
     void* out = FAULTS_MALLOC(memalign)(alignment, size);
-    faults::live += out != nullptr;
+    faults::count(out != nullptr);
     return out;
 }
-void* aligned_alloc(size_t alignment, size_t size) noexcept {
+FAULTS_EARLY void* aligned_alloc(size_t alignment, size_t size) noexcept {
     return memalign(alignment, size);
 }
-int posix_memalign(void** out, size_t alignment, size_t size) noexcept {
+FAULTS_EARLY int posix_memalign(void** out, size_t alignment, size_t size) noexcept {
     *out = memalign(alignment, size);
     return *out != nullptr ? 0 : ENOMEM;
 }
-void free(void* data) noexcept {
-    faults::live -= data != nullptr;
+FAULTS_EARLY void free(void* data) noexcept {
+    faults::count(-(data != nullptr));
     FAULTS_MALLOC(free)(data);
 }
 
-void* mmap(void* address, size_t size, int protection, int flags, int fd, off_t offset) noexcept {
+FAULTS_EARLY void* mmap(void* address, size_t size, int protection, int flags, int fd,
+                        off_t offset) noexcept {
     if (fd >= 0 && faults::map.strikes(ENOMEM)) return MAP_FAILED;
     static auto* const next = faults::hidden<decltype(mmap)>("mmap");
     return next(address, size, protection, flags, fd, offset);
 }
-int madvise(void* address, size_t size, int advice) noexcept {
+FAULTS_EARLY int madvise(void* address, size_t size, int advice) noexcept {
     if (faults::advise.strikes(EINVAL)) return -1;
     static auto* const next = faults::hidden<int(void*, size_t, int)>("madvise");
     return next(address, size, advice);
 }
-int open(const char* path, int flags, ...) {
+FAULTS_EARLY int open(const char* path, int flags, ...) {
     if (faults::open_file.strikes(EMFILE)) return -1;
     va_list args;
     va_start(args, flags);
@@ -140,28 +154,28 @@ int open(const char* path, int flags, ...) {
     static auto* const next = faults::hidden<int(const char*, int, ...)>("open");
     return next(path, flags, mode);
 }
-ssize_t write(int fd, const void* data, size_t size) {
+FAULTS_EARLY ssize_t write(int fd, const void* data, size_t size) {
     if (faults::write_file.strikes(ENOSPC)) return -1;
     static auto* const next = faults::hidden<decltype(write)>("write");
     return next(fd, data, size);
 }
-int fsync(int fd) {
+FAULTS_EARLY int fsync(int fd) {
     if (faults::sync_file.strikes(EIO)) return -1;
     static auto* const next = faults::hidden<decltype(fsync)>("fsync");
     return next(fd);
 }
-int close(int fd) {
+FAULTS_EARLY int close(int fd) {
     static auto* const next = faults::hidden<decltype(close)>("close");
     const int result = next(fd); // closed even then, as Linux does
     return faults::close_file.strikes(EIO) ? -1 : result;
 }
-int rename(const char* from, const char* to) noexcept {
+FAULTS_EARLY int rename(const char* from, const char* to) noexcept {
     if (faults::rename_file.strikes(EACCES)) return -1;
     static auto* const next = faults::hidden<int(const char*, const char*)>("rename");
     return next(from, to);
 }
-int pthread_create(pthread_t* out, const pthread_attr_t* attributes, void* (*body)(void*),
-                   void* argument) noexcept {
+FAULTS_EARLY int pthread_create(pthread_t* out, const pthread_attr_t* attributes,
+                                void* (*body)(void*), void* argument) noexcept {
     if (faults::thread.strikes(EAGAIN)) return EAGAIN;
     static auto* const next =
         faults::hidden<int(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*)>(
@@ -172,45 +186,46 @@ int pthread_create(pthread_t* out, const pthread_attr_t* attributes, void* (*bod
 } // extern "C"
 
 // The C++ forms, in terms of the above: a sanitizer would otherwise bring its own.
-void* operator new(size_t size) {
+FAULTS_EARLY void* operator new(size_t size) {
     if (void* out = malloc(size)) return out;
     throw std::bad_alloc();
 }
-void* operator new(size_t size, std::align_val_t alignment) {
+FAULTS_EARLY void* operator new(size_t size, std::align_val_t alignment) {
     if (void* out = memalign(static_cast<size_t>(alignment), size)) return out;
     throw std::bad_alloc();
 }
-void* operator new(size_t size, const std::nothrow_t&) noexcept {
+FAULTS_EARLY void* operator new(size_t size, const std::nothrow_t&) noexcept {
     return malloc(size);
 }
-void* operator new(size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+FAULTS_EARLY void* operator new(size_t size, std::align_val_t alignment,
+                                const std::nothrow_t&) noexcept {
     return memalign(static_cast<size_t>(alignment), size);
 }
-void* operator new[](size_t size) {
+FAULTS_EARLY void* operator new[](size_t size) {
     return operator new(size);
 }
-void operator delete(void* data) noexcept {
+FAULTS_EARLY void operator delete(void* data) noexcept {
     free(data);
 }
-void operator delete(void* data, size_t) noexcept {
+FAULTS_EARLY void operator delete(void* data, size_t) noexcept {
     free(data);
 }
-void operator delete(void* data, std::align_val_t) noexcept {
+FAULTS_EARLY void operator delete(void* data, std::align_val_t) noexcept {
     free(data);
 }
-void operator delete(void* data, size_t, std::align_val_t) noexcept {
+FAULTS_EARLY void operator delete(void* data, size_t, std::align_val_t) noexcept {
     free(data);
 }
-void operator delete(void* data, const std::nothrow_t&) noexcept {
+FAULTS_EARLY void operator delete(void* data, const std::nothrow_t&) noexcept {
     free(data);
 }
-void operator delete(void* data, std::align_val_t, const std::nothrow_t&) noexcept {
+FAULTS_EARLY void operator delete(void* data, std::align_val_t, const std::nothrow_t&) noexcept {
     free(data);
 }
-void operator delete[](void* data) noexcept {
+FAULTS_EARLY void operator delete[](void* data) noexcept {
     free(data);
 }
-void operator delete[](void* data, size_t) noexcept {
+FAULTS_EARLY void operator delete[](void* data, size_t) noexcept {
     free(data);
 }
 

@@ -40,9 +40,17 @@ static const char* model_path() {
     return other ? other : file.path().c_str();
 }
 
+// Some functions of the address sanitizer allocate past us; it looks for leaks itself.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kCounted = false;
+#else
+constexpr bool kCounted = true;
+#endif
+
+// With the sanitizer, which is slow, every third unless told otherwise.
 static int64_t stride() {
     const char* text = std::getenv("BONSAI_TEST_STRIDE");
-    return text ? std::max(1, std::atoi(text)) : 1;
+    return text ? std::max(1, std::atoi(text)) : kCounted ? 1 : 3;
 }
 
 static bonsai_status open_model(bonsai_context** ctx, int32_t threads = 2) {
@@ -113,7 +121,7 @@ static Tally starve(const char* what, const std::function<bonsai_status()>& call
     Tally tally;
     tally.allocations = faults::memory.disarm();
     undo(), check();
-    const int64_t baseline = faults::live;
+    const int64_t baseline = faults::live();
     for (const bool onwards : {false, true}) {
         for (int64_t n = 1; n <= tally.allocations; n += stride()) {
             faults::memory.arm(n, onwards);
@@ -130,10 +138,10 @@ static Tally starve(const char* what, const std::function<bonsai_status()>& call
                                      bonsai_status_text(status) + ": " + bonsai_last_error());
             }
             check();
-            if (settled && faults::live != baseline)
+            if (settled && kCounted && faults::live() != baseline)
                 test::failed(__FILE__, __LINE__,
                              what + (" " + std::to_string(n)) +
-                                 ": blocks left: " + std::to_string(faults::live - baseline));
+                                 ": blocks left: " + std::to_string(faults::live() - baseline));
         }
     }
     std::printf("%s: %lld allocations, %lld times refused, %lld times done without\n", what,
@@ -266,6 +274,7 @@ TEST(pictures) {
 TEST(errors_need_no_memory) {
     bonsai_status status = BONSAI_OK;
     std::string message;
+    (void)model_path(); // made now
     std::thread fresh([&] {
         bonsai_context* ctx = nullptr;
         faults::memory.arm(1, true);
