@@ -195,7 +195,14 @@ void check_ops(Backend& backend, Precision precision, std::vector<CheckResult>* 
     for (int i = 0; i < kDTypeCount; ++i)
         for (const int64_t rows : {67, 1})
             check_linear(backend, dtype_at(i), fast, rows, out);
-    if (fast) return;
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+        check_conv(backend, dtype, fast ? " 1x1, fast" : " 1x1", 1, false, false, out);
+        check_conv(backend, dtype, fast ? " 3x3, residual, fast" : " 3x3, residual", 3, false, true,
+                   out);
+        check_conv(backend, dtype, fast ? " 3x3, doubling, fast" : " 3x3, doubling", 3, true, false,
+                   out);
+    }
+    if (fast) return; // the rest does not depend on it
     check_norms(backend, out);
     check_rope(backend, RopePairs::kHalves, "head_norm_rope, halves", out);
     check_rope(backend, RopePairs::kNeighbours, "head_norm_rope, neighbours", out);
@@ -205,11 +212,6 @@ void check_ops(Backend& backend, Precision precision, std::vector<CheckResult>* 
     check_pointwise(backend, out);
     for (int i = 0; i < kDTypeCount; ++i)
         check_embed(backend, dtype_at(i), out);
-    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
-        check_conv(backend, dtype, " 1x1", 1, false, false, out);
-        check_conv(backend, dtype, " 3x3, residual", 3, false, true, out);
-        check_conv(backend, dtype, " 3x3, doubling", 3, true, false, out);
-    }
 }
 
 } // namespace bonsai

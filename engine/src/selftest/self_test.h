@@ -34,8 +34,8 @@ using BackendMaker = std::function<Status(Precision precision, std::unique_ptr<B
 // Fails when no backend can be made; whatever goes wrong in a check is that check's result.
 Status run_self_test(const BackendMaker& make, SelfTestReport* out);
 
-// The parts of it. The first runs linear layers only when `precision` is kFast: nothing else
-// depends on it.
+// The parts of it. With kFast the first runs only what depends on the precision: linear layers and
+// convolutions.
 void check_ops(Backend& backend, Precision precision, std::vector<CheckResult>* out);
 void check_picture(std::unique_ptr<Backend> backend, Precision precision,
                    std::vector<CheckResult>* out);
