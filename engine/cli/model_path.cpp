@@ -52,12 +52,23 @@ fs::path first_model(const fs::path& folder) {
     return first;
 }
 
+// $BONSAI_MODEL in UTF-8, or empty.
+std::string model_of_environment() {
+#if defined(_WIN32)
+    const wchar_t* variable = _wgetenv(L"BONSAI_MODEL");
+    return variable != nullptr ? fs::path(variable).u8string() : "";
+#else
+    const char* variable = std::getenv("BONSAI_MODEL");
+    return variable != nullptr ? variable : "";
+#endif
+}
+
 } // namespace
 
 ModelPath find_model(const std::optional<std::string>& given) {
     if (given) return {*given};
-    const char* variable = std::getenv("BONSAI_MODEL");
-    if (variable != nullptr && variable[0] != 0) return {variable};
+    const std::string variable = model_of_environment();
+    if (!variable.empty()) return {variable};
     const fs::path program = program_path();
     fs::path found;
     if (!program.empty())

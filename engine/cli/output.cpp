@@ -10,6 +10,7 @@
 #if defined(_WIN32)
 #include <fcntl.h>
 #include <io.h>
+#include <sys/stat.h>
 #else
 #include <unistd.h>
 #endif
@@ -32,27 +33,32 @@ bool stdout_is_terminal() {
 }
 
 void check_writable(const fs::path& path) {
-#if !defined(_WIN32)
     const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
     std::error_code error;
     const fs::path& asked = fs::exists(path, error) ? path : folder;
-    if (access(asked.c_str(), W_OK) != 0)
+#if defined(_WIN32)
+    constexpr int kMayWrite = 2;
+    const bool writable = _waccess(asked.c_str(), kMayWrite) == 0;
+#else
+    const bool writable = access(asked.c_str(), W_OK) == 0;
+#endif
+    if (!writable)
         throw Failure(kExitFailure, "cannot write " + path.u8string() + ": " +
                                         std::strerror(errno) +
                                         "; choose an existing folder that you may write to");
-#else
-    (void)path;
-#endif
 }
 
 // Creates the file if nothing has that name; false when something has.
 bool create_new(const fs::path& path) {
 #if defined(_WIN32)
-    FILE* file = _wfopen(path.c_str(), L"wbx");
+    // The system library knows no "x" of fopen.
+    const int file =
+        _wopen(path.c_str(), _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY, _S_IREAD | _S_IWRITE);
+    if (file >= 0) return _close(file) == 0;
 #else
     FILE* file = std::fopen(path.c_str(), "wbx");
-#endif
     if (file != nullptr) return std::fclose(file) == 0;
+#endif
     if (errno == EEXIST) return false;
     throw Failure(kExitFailure, "cannot write " + path.u8string() + ": " + std::strerror(errno));
 }

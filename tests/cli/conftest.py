@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program as a user runs it: its own folder, a clean environment, a tiny model."""
+"""The program as a user runs it: its own folder, a clean environment, a tiny model.
+
+With $BONSAI_CLI_RUNNER (such as "wine") the program runs through that command; tests marked `posix`
+are about things that Windows does not have, and are skipped then.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+RUNNER = os.environ.get("BONSAI_CLI_RUNNER", "").split()
 SMALL = ["--size", "64x64", "--steps", "1"]
 
 
@@ -34,7 +39,7 @@ class Cli:
     def __call__(self, *arguments: str | Path | bytes, stdin: bytes = b"", **options) -> Result:
         env = self.environment(**options.pop("env", {}))
         done = subprocess.run(
-            [self.program, *arguments],
+            [*RUNNER, self.program, *arguments],
             input=stdin,
             capture_output=True,
             cwd=self.folder,
@@ -42,12 +47,12 @@ class Cli:
             timeout=options.pop("timeout", 120),
             **options,
         )
-        return Result(
-            done.returncode,
-            done.stdout.decode("utf-8", "replace"),
-            done.stderr.decode("utf-8", "replace"),
-            done.stdout,
-        )
+
+        def text(stream: bytes) -> str:
+            decoded = stream.decode("utf-8", "replace")
+            return decoded.replace("\r\n", "\n") if RUNNER else decoded
+
+        return Result(done.returncode, text(done.stdout), text(done.stderr), done.stdout)
 
     def draw(self, *arguments: str | Path, **options) -> Result:
         """Draws 64 x 64 pixels in one step unless the arguments say otherwise; must succeed."""
@@ -59,6 +64,12 @@ class Cli:
 
     def files(self) -> list[str]:
         return sorted(os.listdir(self.folder))
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if RUNNER and item.get_closest_marker("posix"):
+            item.add_marker(pytest.mark.skip(reason="not for Windows"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 pty = pytest.importorskip("pty", reason="no pseudo terminals on this system")
+pytestmark = pytest.mark.posix
 
 LONG = ["-p", "x", "-s", "1", "--size", "256x256", "--steps", "500"]
 

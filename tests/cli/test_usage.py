@@ -53,6 +53,7 @@ def test_wrong_usage(cli, arguments, message):
     assert cli.files() == []
 
 
+@pytest.mark.posix
 def test_prompt_that_is_not_utf8(cli):
     for options in (["-p", b"caf\xe9"], ["-p", "-"]):
         result = cli(*options, "--size", "64x64", stdin=b"caf\xe9")

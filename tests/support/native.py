@@ -89,8 +89,7 @@ def emulated(path: Path) -> Path:
 def program(name: str) -> Path:
     """The path of a built program."""
     folder = build_dir()
-    suffix = ".exe" if os.name == "nt" else ""
-    for path in sorted(folder.rglob(name + suffix)):
+    for path in sorted([*folder.rglob(name), *folder.rglob(name + ".exe")]):
         if path.is_file() and os.access(path, os.X_OK):
             return emulated(path)
     raise NativeError(

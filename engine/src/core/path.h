@@ -5,7 +5,6 @@
 #ifdef _WIN32
 #include <string>
 
-#define NOMINMAX
 #include <windows.h>
 
 namespace bonsai {

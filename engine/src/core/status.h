@@ -8,7 +8,10 @@
 
 #include "bonsai.h"
 
-#if defined(__GNUC__)
+#if defined(__MINGW32__) && !defined(__clang__)
+#define BONSAI_PRINTF(fmt_index, first_arg)                                                        \
+    __attribute__((format(gnu_printf, fmt_index, first_arg)))
+#elif defined(__GNUC__)
 #define BONSAI_PRINTF(fmt_index, first_arg) __attribute__((format(printf, fmt_index, first_arg)))
 #else
 #define BONSAI_PRINTF(fmt_index, first_arg)

@@ -8,6 +8,7 @@
 #include <set>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "core/thread_pool.h"
 
@@ -18,7 +19,6 @@
 #include <mach/mach.h>
 #include <sys/sysctl.h>
 #elif defined(_WIN32)
-#define NOMINMAX
 #include <windows.h>
 // after windows.h
 #include <psapi.h>
@@ -185,12 +185,30 @@ uint64_t resident_bytes() {
 }
 
 std::string cpu_name() {
-    const char* name = std::getenv("PROCESSOR_IDENTIFIER");
-    return name ? name : "CPU";
+    char name[128] = "";
+    DWORD size = sizeof name;
+    RegGetValueA(HKEY_LOCAL_MACHINE, "HARDWARE\\DESCRIPTION\\System\\CentralProcessor\\0",
+                 "ProcessorNameString", RRF_RT_REG_SZ, nullptr, name, &size);
+    std::string out = name;
+    out.erase(out.find_last_not_of(' ') + 1);
+    return out.empty() ? "CPU" : out;
 }
 
+// Physical cores of which the process may use at least one hardware thread. Machines with more than
+// 64 of those are cut into groups; the process begins in one of them, and this counts that one.
 int default_thread_count() {
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    DWORD_PTR allowed = 0, system = 0;
+    DWORD size = 0;
+    GetLogicalProcessorInformation(nullptr, &size);
+    std::vector<SYSTEM_LOGICAL_PROCESSOR_INFORMATION> infos(size / sizeof(infos[0]));
+    int cores = 0;
+    if (GetProcessAffinityMask(GetCurrentProcess(), &allowed, &system) && !infos.empty() &&
+        GetLogicalProcessorInformation(infos.data(), &size)) {
+        for (const auto& info : infos)
+            cores += info.Relationship == RelationProcessorCore &&
+                     (info.ProcessorMask & (allowed ? allowed : ~DWORD_PTR{0})) != 0;
+    }
+    return cores > 0 ? cores : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 #else
