@@ -43,7 +43,6 @@ double median(std::vector<double> values) {
 // Runs `work` of `giga_ops`, and prints a row.
 void measure(const Options& options, const std::string& name, double giga_ops, Ceiling kind,
              const std::function<void()>& work) {
-    if (name.find(options.filter) == std::string::npos) return;
     work();
     std::vector<double> speeds, ratios;
     for (int i = 0; i < options.repeat; ++i) {
@@ -142,6 +141,7 @@ void bench_linears(const Options& options, const KernelTable& table) {
 }
 
 void bench_quantize(const Options& options, const KernelTable& table) {
+    if (std::strstr("quantize_rows", options.filter) == nullptr) return;
     const Input input(table, 512, 3072);
     // Two operations an element: one for the maximum, one for the product.
     measure(options, "quantize_rows 512x3072", 2e-9 * 512 * 3072, Ceiling::kFloats,
@@ -189,6 +189,16 @@ void bench_attention(const Options& options, const KernelTable& table, const Att
         for (int64_t i = 0; i < c.tokens; i += table.attention_piece_rows)
             table.attention(args, 0, {i, std::min(c.tokens, i + table.attention_piece_rows)},
                             scratch);
+    });
+    if (c.causal || !table.attention_fast) return;
+    Scratch memory;
+    auto* packed =
+        static_cast<float*>(memory.get(table.attention_packed_floats(args) * sizeof(float)));
+    measure(options, name + " fast", ops * 1e-9, Ceiling::kFloats, [&] {
+        const int64_t piece = table.attention_fast_piece_rows, block = table.attention_pack_rows;
+        table.attention_pack(args, {0, (c.tokens + block - 1) / block}, packed);
+        for (int64_t i = 0; i < c.tokens; i += piece)
+            table.attention_fast(args, packed, 0, {i, std::min(c.tokens, i + piece)}, scratch);
     });
 }
 

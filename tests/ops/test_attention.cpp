@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "ops/op_test.h"
 
 using namespace op_test;
@@ -69,8 +71,38 @@ static void run(const KernelTable& table, const AttentionArgs& args, Range rows,
         CHECK(table.attention(args, head, rows, scratch));
 }
 
+// All keys packed, block by block from the last on, into memory of exactly the size announced.
+static const float* pack(const KernelTable& table, const AttentionArgs& args, Scratch& memory) {
+    const size_t count = table.attention_packed_floats(args);
+    auto* packed = static_cast<float*>(memory.get((count + 16) * sizeof(float)));
+    std::fill(packed, packed + count + 16, -7.0f);
+    for (int64_t i = (args.k.rows - 1) / table.attention_pack_rows; i >= 0; --i)
+        table.attention_pack(args, {i, i + 1}, packed);
+    CHECK(std::all_of(packed + count, packed + count + 16, [](float x) { return x == -7.0f; }));
+    return packed;
+}
+
+static void run_fast(const KernelTable& table, const AttentionArgs& args, Range rows,
+                     Scratch& scratch) {
+    Scratch memory;
+    const float* packed = pack(table, args, memory);
+    for (int head = 0; head < args.heads; ++head)
+        CHECK(table.attention_fast(args, packed, head, rows, scratch));
+}
+
+// 16-bit factors: rounding leaves some 2e-4 of a result.
+static void compare_fast(Operands& operands, const Expected& expected, const KernelTable& table) {
+    if (!table.attention_fast || operands.shape.causal) return;
+    Matrix out = operands.make_out();
+    Scratch scratch;
+    CHECK(same_in_pieces(operands.shape.queries, out,
+                         [&](Range rows) { run_fast(table, operands.args(out), rows, scratch); }));
+    CHECK(rel_l2(out, expected) < 1e-3);
+    CHECK(out.intact());
+}
+
 // f32 logits of size L carry an error of about L * 1e-7, which is the relative error of a weight.
-static void compare(Operands operands, double tolerance = 1e-6) {
+static void compare(Operands operands, double tolerance = 1e-6, bool fast_too = true) {
     const Expected expected = operands.formula();
     for (const KernelTable* table : levels()) {
         Matrix out = operands.make_out();
@@ -80,6 +112,7 @@ static void compare(Operands operands, double tolerance = 1e-6) {
                              [&](Range rows) { run(*table, operands.args(out), rows, scratch); }));
         CHECK(rel_l2(out, expected) < tolerance);
         CHECK(out.intact());
+        if (fast_too) compare_fast(operands, expected, *table);
     }
 }
 
@@ -112,7 +145,7 @@ TEST(large_logits) {
         operands.k.fill(
             [&](int64_t, int64_t) { return static_cast<float>(random.integer(-32, 32)); });
         operands.scale = 1.0f;
-        compare(operands);
+        compare(operands, 1e-6, false); // a rounded logit of 1e4 is off by more than 1
     }
 }
 
@@ -126,6 +159,19 @@ TEST(rising_and_falling_logits) {
         operands.scale = 1.0f;
         compare(operands);
     }
+}
+
+// One key outweighs all others, but its values and those of its block are zero: what remains comes
+// from other blocks, which keep their precision as each has a maximum of its own.
+TEST(a_sink) {
+    Operands operands({30, 1000, 1, 1, 32, false}, 12);
+    operands.q.fill([](int64_t, int64_t d) { return d == 0 ? 1.0f : 0.01f; });
+    for (int64_t d = 0; d < 32; ++d) {
+        operands.k.at(5, d) = d == 0 ? 80.0f : 0.0f;
+        for (int64_t j = 0; j < 96; ++j)
+            operands.v.at(j, d) = 0.0f;
+    }
+    compare(operands, 1e-5);
 }
 
 TEST(tiny_and_constant) {
@@ -161,12 +207,27 @@ TEST(causal_ignores_the_future) {
 
 // A NaN must not be taken for a masked key and vanish.
 TEST(nan_shows) {
+    for (const bool value : {false, true}) {
+        Operands operands({3, 140, 1, 1, 24, false}, 10);
+        (value ? operands.v : operands.k).at(70, 3) = NAN;
+        for (const KernelTable* table : levels()) {
+            Matrix out = operands.make_out();
+            Scratch scratch;
+            if (!table->attention_fast) continue;
+            run_fast(*table, operands.args(out), {0, 3}, scratch);
+            for (int64_t i = 0; i < 3; ++i)
+                CHECK(std::isnan(out.at(i, 3)) && std::isnan(out.at(i, 20)) == !value);
+        }
+    }
     Operands operands({3, 40, 1, 1, 16, false}, 10);
     operands.q.at(1, 3) = NAN;
     for (const KernelTable* table : levels()) {
         Matrix out = operands.make_out();
         Scratch scratch;
         run(*table, operands.args(out), {0, 3}, scratch);
+        CHECK(!std::isnan(out.at(0, 0)) && std::isnan(out.at(1, 0)) && !std::isnan(out.at(2, 0)));
+        if (!table->attention_fast) continue;
+        run_fast(*table, operands.args(out), {0, 3}, scratch);
         CHECK(!std::isnan(out.at(0, 0)) && std::isnan(out.at(1, 0)) && !std::isnan(out.at(2, 0)));
     }
 }

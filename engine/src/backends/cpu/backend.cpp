@@ -192,7 +192,28 @@ Status CpuBackend::do_linear(const LinearArgs& args) {
     return Status();
 }
 
+Status CpuBackend::attention_fast(const AttentionArgs& args) {
+    const size_t bytes = table_.attention_packed_floats(args) * sizeof(float);
+    auto* packed = static_cast<float*>(packed_.get(bytes));
+    if (!packed) return no_scratch("attention");
+    BONSAI_TRY(pool_->parallel_for(
+        pieces_of(args.k.rows, table_.attention_pack_rows),
+        [&](int64_t i, int) { table_.attention_pack(args, {i, i + 1}, packed); }));
+    const int64_t piece = table_.attention_fast_piece_rows;
+    const int64_t pieces = pieces_of(args.q.rows, piece);
+    std::atomic<bool> complete{true};
+    BONSAI_TRY(pool_->parallel_for(pieces * args.heads, [&](int64_t i, int worker) {
+        const auto head = static_cast<int>(i / pieces);
+        if (!table_.attention_fast(args, packed, head, piece_range(i % pieces, piece, args.q.rows),
+                                   scratch_[static_cast<size_t>(worker)]))
+            complete = false;
+    }));
+    return complete ? Status() : no_scratch("attention");
+}
+
 Status CpuBackend::do_attention(const AttentionArgs& args) {
+    if (precision_ == Precision::kFast && !args.causal && table_.attention_fast)
+        return attention_fast(args);
     const int64_t piece = table_.attention_piece_rows;
     const int64_t pieces = pieces_of(args.q.rows, piece);
     std::atomic<bool> complete{true};

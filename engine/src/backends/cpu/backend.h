@@ -46,6 +46,7 @@ class CpuBackend final : public Backend {
     template <typename Args> Status by_rows(const Args& args, void (*kernel)(const Args&, Range));
     Status quantize(const Tensor& x, QuantizedRows* out);
     Status winograd(const Conv2dArgs& args);
+    Status attention_fast(const AttentionArgs& args);
     Status project(const Tensor& x, const QuantizedRows* quantized, const Projection& p);
 
     Precision precision_;
@@ -54,6 +55,7 @@ class CpuBackend final : public Backend {
     std::unique_ptr<ThreadPool> pool_;
     std::vector<Scratch> scratch_; // one for each worker
     Scratch quantized_;            // the int8 form of a linear's input
+    Scratch packed_;               // keys and values of an attention
     Scratch sums_;
 };
 

@@ -87,6 +87,7 @@ void overlay_avx2(KernelTable& table) {
     overlay_avx2_linear(table);
     overlay_avx2_rows(table);
     overlay_avx2_attention(table);
+    overlay_avx2_attention_fast(table);
     overlay_avx2_conv(table);
     overlay_avx2_winograd(table);
 }
@@ -95,6 +96,7 @@ void overlay_avx2(KernelTable& table) {
 #if defined(BONSAI_LEVEL_AVX512)
 void overlay_avx512(KernelTable& table) {
     overlay_avx512_linear(table);
+    overlay_avx512_attention_fast(table);
     overlay_avx512_winograd(table);
 }
 #endif
