@@ -120,8 +120,8 @@ typedef struct bonsai_open_params {
     int32_t threads;   /* 0: physical cores within affinity mask and cgroup quota */
     int32_t precision; /* a bonsai_precision */
     int32_t reserved;
-    uint64_t max_memory;     /* bytes the engine should stay below (smaller VAE tiles); 0: what the
-                                device has free */
+    uint64_t max_memory;     /* bytes the engine should stay below, by giving weights back block by
+                                block and by VAE tiles; 0: what the device has free */
     const char* device;      /* NULL or "auto": the first of the device list */
     bonsai_log_callback log; /* NULL: warnings are dropped */
     void* log_user;

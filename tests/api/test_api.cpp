@@ -3,6 +3,7 @@
 // a picture depends on nothing but the request.
 #include "bonsai.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -99,6 +100,10 @@ TEST(a_prompt_is_encoded_once_for_pictures_in_a_row) {
     params.prompt = "else";
     CHECK(draw(c.ctx, params) != first && ticks > 0);
     CHECK(draw(c.ctx, request("again", 1)) == first);
+    ticks = 0; // and both are still known
+    draw(c.ctx, params);
+    params.prompt = "again";
+    CHECK(draw(c.ctx, params) == first && ticks == 0);
 }
 
 TEST(several_images_are_the_single_ones) {
@@ -214,6 +219,34 @@ TEST(a_limit_below_need_is_an_error_and_a_low_one_makes_tiles) {
     CHECK(bonsai_generate(limited.ctx, &params, &image) == BONSAI_OK);
     CHECK(image.stats.vae_tiled == 1);
     bonsai_image_free(&image);
+}
+
+// Weights that go back block by block are the same weights: only memory and time may differ.
+TEST(a_tight_limit_streams_the_weights) {
+    const Context roomy;
+    bonsai_memory_plan whole, tight;
+    whole.struct_size = tight.struct_size = sizeof whole;
+    CHECK(bonsai_plan_memory(roomy.ctx, 16, 16, &whole) == BONSAI_OK && whole.fits);
+    const uint64_t limit = whole.transformer_weights + whole.transformer_activations - 1;
+    const Context limited(2, BONSAI_PRECISION_FAST, limit);
+    CHECK(bonsai_plan_memory(limited.ctx, 16, 16, &tight) == BONSAI_OK);
+    CHECK(tight.fits && tight.peak <= limit && !tight.vae_tiled);
+    CHECK(tight.transformer_weights < whole.transformer_weights);
+    bonsai_generate_params params = request("x", 7);
+    params.width = params.height = 16;
+    CHECK(draw(limited.ctx, params) == draw(roomy.ctx, params));
+
+    const Context narrow(2, BONSAI_PRECISION_FAST,
+                         whole.text_encoder_weights + whole.text_encoder_activations - 1);
+    CHECK(bonsai_plan_memory(narrow.ctx, 16, 16, &tight) == BONSAI_OK);
+    CHECK(tight.text_encoder_weights < whole.text_encoder_weights);
+    bonsai_model_info info;
+    info.struct_size = sizeof info;
+    CHECK(bonsai_model_get_info(roomy.ctx, &info) == BONSAI_OK);
+    std::vector<float> a(static_cast<size_t>(info.max_tokens) * info.prompt_width), b(a.size());
+    CHECK(bonsai_prompt_encode(roomy.ctx, "x", a.data(), a.size()) == BONSAI_OK);
+    CHECK(bonsai_prompt_encode(narrow.ctx, "x", b.data(), b.size()) == BONSAI_OK);
+    CHECK(a == b);
 }
 
 TEST(callbacks_see_progress_and_can_stop) {

@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t kMaxSteps = 1000;
 constexpr int64_t kMaxImages = 4096;
+// Encoded prompts that are kept; one of the largest model has 16 MB.
+constexpr size_t kRecentBytes = 64u << 20;
 
 // Identifies the weights: over names, types, shapes and the tensor hashes that the converter
 // stored.
@@ -190,7 +192,8 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
         *backend_, *arena, [&](double fraction) { return monitor.tick(first + share * fraction); },
         probe && first == 0 ? [&](const std::string& name,
                                   const Tensor& value) { return probe(name, value, *backend_); }
-                            : std::function<Status(const std::string&, const Tensor&)>()};
+                            : std::function<Status(const std::string&, const Tensor&)>(),
+        streams(text_encoder_.weights(), bytes)};
     BONSAI_TRY(run.progress(0));
     Tensor rows;
     BONSAI_TRY(arena->allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
@@ -224,24 +227,34 @@ Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* ou
     return Status();
 }
 
-// The prompt and, with guidance, the empty prompt beside it, into encoded_. Nothing to do when they
-// are there from the picture before.
+// The prompt and, with guidance, the empty prompt beside it, into encoded_: from recent_ where it
+// is there, except for a probe, which wants to see the encoder at work.
 Status Pipeline::encode_all(const Request& request, Monitor& monitor) {
     std::vector<std::string> texts = {request.prompt};
     if (request.guidance > 1) texts.push_back("");
-    const auto same = [](const Prompt& prompt, const std::string& text) {
-        return prompt.text == text;
-    };
-    const bool known =
-        std::equal(encoded_.begin(), encoded_.end(), texts.begin(), texts.end(), same);
-    if (known && !request.probe) return Status();
     encoded_.clear();
-    std::vector<Prompt> prompts(texts.size());
+    const Eviction after{*this, {&text_encoder_.weights()}};
     const double share = 1.0 / static_cast<double>(texts.size());
-    for (size_t i = 0; i < texts.size(); ++i)
-        BONSAI_TRY(encode(texts[i], monitor, static_cast<double>(i) * share, share, &prompts[i]));
-    evict(text_encoder_.weights());
-    encoded_ = std::move(prompts);
+    for (size_t i = 0; i < texts.size(); ++i) {
+        const auto known = std::find_if(recent_.begin(), recent_.end(), [&](const auto& prompt) {
+            return prompt->text == texts[i];
+        });
+        std::shared_ptr<const Prompt> prompt;
+        if (known != recent_.end()) {
+            prompt = *known;
+            recent_.erase(known);
+        }
+        if (!prompt || request.probe) {
+            const auto made = std::make_shared<Prompt>();
+            BONSAI_TRY(
+                encode(texts[i], monitor, static_cast<double>(i) * share, share, made.get()));
+            prompt = made;
+        }
+        encoded_.push_back(prompt);
+        recent_.insert(recent_.begin(), prompt);
+    }
+    const size_t rows = encoded_[0]->rows.size() * sizeof(float);
+    recent_.resize(std::min(recent_.size(), std::max(texts.size(), kRecentBytes / rows)));
     return Status();
 }
 
@@ -253,7 +266,7 @@ Status Pipeline::draw(const Request& request, Monitor& monitor, Picture* picture
     picture->height = request.height;
     std::vector<float> latents;
     monitor.enter(BONSAI_STAGE_DENOISE);
-    BONSAI_TRY(denoise(request, encoded_, picture->seed, monitor, &latents));
+    BONSAI_TRY(denoise(request, picture->seed, monitor, &latents));
     monitor.leave();
     if (monitor.image + 1 == request.images) evict(transformer_.weights());
     bool tiled = false;
@@ -264,8 +277,8 @@ Status Pipeline::draw(const Request& request, Monitor& monitor, Picture* picture
         metadata(request, picture->seed,
                  sigma_schedule(config_.schedule, height * width, request.steps, request.shift));
     picture->stats = monitor.stats();
-    picture->stats.prompt_tokens = encoded_[0].tokens;
-    picture->stats.prompt_truncated = encoded_[0].truncated;
+    picture->stats.prompt_tokens = encoded_[0]->tokens;
+    picture->stats.prompt_truncated = encoded_[0]->truncated;
     picture->stats.vae_tiled = tiled;
     return Status();
 }
@@ -330,7 +343,8 @@ Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
         transformer_.evaluate(run, d->tables, step, d->latents, d->contexts[0], d->velocity));
     BONSAI_TRY(run.backend.read(d->velocity, d->change.data()));
     if (d->contexts.size() > 1) {
-        Run quiet{run.backend, run.arena, run.tick, nullptr}; // probes see the conditional pass
+        Run quiet = run;
+        quiet.probe = nullptr; // probes see the conditional pass
         BONSAI_TRY(
             transformer_.evaluate(quiet, d->tables, step, d->latents, d->contexts[1], d->velocity));
         std::vector<float> unconditional(d->change.size());
@@ -341,8 +355,8 @@ Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
     return Status();
 }
 
-Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
-                         Monitor& monitor, std::vector<float>* latents) {
+Status Pipeline::denoise(const Request& request, uint64_t seed, Monitor& monitor,
+                         std::vector<float>* latents) {
     const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
     size_t bytes = 0;
     BONSAI_TRY(plan_denoise(request, &bytes));
@@ -350,7 +364,7 @@ Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prom
     BONSAI_TRY(Arena::create(*backend_, bytes, &arena));
     monitor.arena = std::max<uint64_t>(monitor.arena, bytes);
     monitor.step = 0;
-    const double passes = static_cast<double>(prompts.size());
+    const double passes = static_cast<double>(encoded_.size());
     double pass = 0, last = 0; // a fraction that falls marks the next pass of a guided step
     Run run{*backend_, *arena,
             [&](double fraction) {
@@ -360,15 +374,15 @@ Status Pipeline::denoise(const Request& request, const std::vector<Prompt>& prom
                     (static_cast<double>(monitor.step) + (pass + fraction) / passes) /
                     static_cast<double>(request.steps));
             },
-            nullptr};
+            nullptr, streams(transformer_.weights(), bytes)};
     const auto show = [&](const std::string& name, const Tensor& value) {
         return request.probe(name, value, *backend_);
     };
     if (request.probe && monitor.image == 0) run.probe = show;
 
     std::vector<const float*> rows;
-    for (const Prompt& prompt : prompts)
-        rows.push_back(prompt.rows.data());
+    for (const auto& prompt : encoded_)
+        rows.push_back(prompt->rows.data());
     Denoising d;
     BONSAI_TRY(monitor.tick(0));
     BONSAI_TRY(start_denoising(run, request, rows, &d));

@@ -99,8 +99,8 @@ class Pipeline {
                   Prompt* out);
     Status draw_all(const Request& request, std::vector<Picture>* out);
     Status draw(const Request& request, Monitor& monitor, Picture* picture);
-    Status denoise(const Request& request, const std::vector<Prompt>& prompts, uint64_t seed,
-                   Monitor& monitor, std::vector<float>* latents);
+    Status denoise(const Request& request, uint64_t seed, Monitor& monitor,
+                   std::vector<float>* latents);
     Status start_denoising(const Run& run, const Request& request,
                            const std::vector<const float*>& prompts, Denoising* d) const;
     Status evaluate(const Run& run, const Request& request, int64_t step, Denoising* d) const;
@@ -127,6 +127,8 @@ class Pipeline {
     Status check_limit(const std::string& what, const char* instead, uint64_t activations,
                        uint64_t with_weights, uint64_t limit) const;
     uint64_t memory_limit() const;
+    bool streams(const WeightSet& weights, uint64_t activations) const;
+    bool streams(const WeightSet& weights, uint64_t activations, uint64_t limit) const;
     void evict(const WeightSet& weights) const;
     std::string metadata(const Request& request, uint64_t seed,
                          const std::vector<float>& sigmas) const;
@@ -137,7 +139,8 @@ class Pipeline {
     std::string hash_;
     std::unique_ptr<Backend> backend_;
     std::unique_ptr<Tokenizer> tokenizer_;
-    std::vector<Prompt> encoded_; // of the last picture: the next often has the same prompt
+    std::vector<std::shared_ptr<const Prompt>> encoded_; // of this picture
+    std::vector<std::shared_ptr<const Prompt>> recent_;  // the last used first: prompts recur
     TextEncoder text_encoder_;
     Transformer transformer_;
     VaeDecoder vae_;

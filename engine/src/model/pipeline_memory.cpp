@@ -48,6 +48,15 @@ uint64_t Pipeline::memory_limit() const {
     return options_.max_memory > 0 ? options_.max_memory : backend_->memory_free();
 }
 
+// Whether a stage gives back each block's weights when it is done, and reads them again from the
+// file in the next step: slower, but only a block is resident at a time.
+bool Pipeline::streams(const WeightSet& weights, uint64_t activations, uint64_t limit) const {
+    return limit > 0 && weights.bytes + activations > limit;
+}
+bool Pipeline::streams(const WeightSet& weights, uint64_t activations) const {
+    return streams(weights, activations, memory_limit());
+}
+
 void Pipeline::evict(const WeightSet& weights) const {
     for (const Tensor& weight : weights.matrices)
         backend_->evict_weight(weight);
@@ -72,9 +81,13 @@ Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) 
     const int64_t tile = choose_tile(rows, cols, plan->limit);
     BONSAI_TRY(plan_picture(rows, cols, tile, &decode));
     plan->vae_tiled = tile > 0;
-    plan->text_encoder_weights = text_encoder_.weights().bytes;
+    plan->text_encoder_weights = streams(text_encoder_.weights(), text, plan->limit)
+                                     ? text_encoder_.streamed_bytes()
+                                     : text_encoder_.weights().bytes;
     plan->text_encoder_activations = text;
-    plan->transformer_weights = transformer_.weights().bytes;
+    plan->transformer_weights = streams(transformer_.weights(), denoise, plan->limit)
+                                    ? transformer_.streamed_bytes()
+                                    : transformer_.weights().bytes;
     plan->transformer_activations = denoise;
     plan->vae_weights = vae_.weights().bytes;
     plan->vae_activations = decode;
@@ -112,7 +125,7 @@ Status Pipeline::check_memory(const Request& request) const {
 Status Pipeline::check_text_memory() const {
     size_t bytes = 0;
     BONSAI_TRY(plan_text(&bytes));
-    return check_limit("encoding a prompt", "", bytes, text_encoder_.weights().bytes + bytes,
+    return check_limit("encoding a prompt", "", bytes, text_encoder_.streamed_bytes() + bytes,
                        memory_limit());
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <string>
 
 #include "backends/arena.h"
@@ -18,8 +19,14 @@ struct Run {
     std::function<Status(double fraction)> tick;
     // Sees named intermediates, for tests; may be empty.
     std::function<Status(const std::string& name, const Tensor& value)> probe;
+    // Memory is short: the weights of a block go back as soon as it is done.
+    bool streamed = false;
 
     Status progress(double fraction) const { return tick ? tick(fraction) : Status(); }
+    void done_with(std::initializer_list<Tensor> weights) const {
+        for (const Tensor& weight : weights)
+            backend.evict_weight(weight);
+    }
     Status show(const std::string& name, const Tensor& value) const {
         return probe ? probe(name, value) : Status();
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/text_encoder.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace bonsai {
@@ -110,6 +111,18 @@ Status TextEncoder::layer(const Run& run, const Layer& w, const Buffers& b) cons
     return backend.linear(linear_add_args(b.gate, w.ffn_down, b.x));
 }
 
+// One layer; of the embedding only the rows of the prompt are read.
+uint64_t TextEncoder::streamed_bytes() const {
+    uint64_t largest = 0;
+    for (const Layer& w : layers_)
+        largest = std::max(largest, stored_bytes({w.attn_q, w.attn_k, w.attn_v, w.attn_output,
+                                                  w.ffn_gate, w.ffn_up, w.ffn_down}));
+    constexpr uint64_t kPage = 4096;
+    const uint64_t row = row_bytes(token_embd_.dtype, token_embd_.stride);
+    const uint64_t rows = static_cast<uint64_t>(config_.max_tokens) * std::max(row, kPage);
+    return largest + std::min(stored_bytes({token_embd_}), rows);
+}
+
 Status TextEncoder::encode(const Run& run, const int32_t* ids, int64_t n_real,
                            const Tensor& out) const {
     Buffers b;
@@ -118,7 +131,11 @@ Status TextEncoder::encode(const Run& run, const int32_t* ids, int64_t n_real,
     BONSAI_TRY(run.backend.embed_rows({token_embd_, ids, b.x}));
     size_t next = 0; // entry of out_layers
     for (int64_t i = 1; i <= config_.layers; ++i) {
-        BONSAI_TRY(layer(run, layers_[static_cast<size_t>(i - 1)], b));
+        const Layer& w = layers_[static_cast<size_t>(i - 1)];
+        BONSAI_TRY(layer(run, w, b));
+        if (run.streamed)
+            run.done_with(
+                {w.attn_q, w.attn_k, w.attn_v, w.attn_output, w.ffn_gate, w.ffn_up, w.ffn_down});
         if (next < config_.out_layers.size() && config_.out_layers[next] == i) {
             const Tensor part =
                 out.slice_cols(static_cast<int64_t>(next++) * config_.width, config_.width);

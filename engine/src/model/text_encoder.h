@@ -18,6 +18,8 @@ class TextEncoder {
     Status encode(const Run& run, const int32_t* ids, int64_t n_real, const Tensor& out) const;
 
     const WeightSet& weights() const { return weights_; }
+    // Most that is resident at a time when a run is streamed.
+    uint64_t streamed_bytes() const;
 
   private:
     struct Layer {

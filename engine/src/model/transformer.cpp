@@ -115,7 +115,27 @@ Status Transformer::load_single(const std::string& name, WeightLoader& loader, S
 
 Status Transformer::embed_context(const Run& run, const Tensor& prompt,
                                   const Tensor& context) const {
-    return run.backend.linear(exact_linear(prompt, context_embedder_, context));
+    BONSAI_TRY(run.backend.linear(exact_linear(prompt, context_embedder_, context)));
+    run.done_with({context_embedder_});
+    return Status();
+}
+
+// Either what is computed before the first step, or the largest block with the matrices at both
+// ends.
+uint64_t Transformer::streamed_bytes() const {
+    const uint64_t before =
+        std::max(stored_bytes({context_embedder_}),
+                 stored_bytes({time_in_, time_out_, mod_image_, mod_text_, mod_single_, mod_out_}));
+    uint64_t block = 0;
+    for (const DoubleBlock& w : double_blocks_) {
+        uint64_t sides = 0;
+        for (const Side* s : {&w.image, &w.text})
+            sides += stored_bytes({s->q, s->k, s->v, s->out, s->linear_in, s->linear_out});
+        block = std::max(block, sides);
+    }
+    for (const SingleBlock& w : single_blocks_)
+        block = std::max(block, stored_bytes({w.qkv, w.mlp_in, w.out}));
+    return std::max(before, block + stored_bytes({x_embedder_, proj_out_}));
 }
 
 // Position of a token on the axes (t, y, x, l): text row j is (0, 0, 0, j), the picture token at
@@ -185,6 +205,7 @@ Status Transformer::prepare(const Run& run, const std::vector<float>& timesteps,
     BONSAI_TRY(run.show("s0_mod_single", out->mod_single.slice_rows(0, 1)));
     for (Tensor* t : {&time, &hidden, &embedding})
         arena.release(t);
+    run.done_with({time_in_, time_out_, mod_image_, mod_text_, mod_single_, mod_out_});
     return Status();
 }
 
@@ -321,12 +342,17 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, in
     double done = 0;
     for (size_t i = 0; i < double_blocks_.size(); ++i) {
         BONSAI_TRY(double_block(run, double_blocks_[i], tables, step, text, b));
+        for (const Side* s : {&double_blocks_[i].image, &double_blocks_[i].text})
+            if (run.streamed)
+                run.done_with({s->q, s->k, s->v, s->out, s->linear_in, s->linear_out});
         BONSAI_TRY(run.show("s0_double" + std::to_string(i) + "_txt", text_rows));
         BONSAI_TRY(run.show("s0_double" + std::to_string(i) + "_img", image_rows));
         BONSAI_TRY(run.progress(++done / blocks));
     }
     for (size_t i = 0; i < single_blocks_.size(); ++i) {
-        BONSAI_TRY(single_block(run, single_blocks_[i], tables, step, b));
+        const SingleBlock& w = single_blocks_[i];
+        BONSAI_TRY(single_block(run, w, tables, step, b));
+        if (run.streamed) run.done_with({w.qkv, w.mlp_in, w.out});
         BONSAI_TRY(run.show("s0_single" + std::to_string(i), b.stream));
         BONSAI_TRY(run.progress(++done / blocks));
     }

@@ -28,7 +28,8 @@ class Transformer {
     // massive outliers.
     Status embed_context(const Run& run, const Tensor& prompt, const Tensor& context) const;
 
-    // timesteps: one for each step, as the sinusoid sees them (about 0 to 1000).
+    // Their weights, a tenth of all, are not needed again for this picture and go back to the
+    // system. timesteps: one for each step, as the sinusoid sees them (about 0 to 1000).
     Status prepare(const Run& run, const std::vector<float>& timesteps, int64_t text_tokens,
                    int64_t latent_height, int64_t latent_width, TransformerTables* out) const;
 
@@ -37,6 +38,8 @@ class Transformer {
                     const Tensor& latents, const Tensor& context, const Tensor& velocity) const;
 
     const WeightSet& weights() const { return weights_; }
+    // Most that is resident at a time when a run is streamed.
+    uint64_t streamed_bytes() const;
 
   private:
     // The half of a double block that belongs to text or image tokens.

@@ -21,6 +21,14 @@ struct WeightSet {
     uint64_t bytes = 0;
 };
 
+// Bytes of matrices as stored.
+inline uint64_t stored_bytes(std::initializer_list<Tensor> matrices) {
+    uint64_t bytes = 0;
+    for (const Tensor& matrix : matrices)
+        bytes += static_cast<uint64_t>(matrix.rows) * row_bytes(matrix.dtype, matrix.stride);
+    return bytes;
+}
+
 class WeightLoader {
   public:
     WeightLoader(const GgufFile& file, Backend& backend) : file_(file), backend_(backend) {}
