@@ -110,6 +110,10 @@ TEST(levels_differ_from_those_below) {
 
 TEST(features_decide_the_levels) {
     CHECK(cpu::levels_of(0) == std::vector<cpu::Level>{cpu::Level::kGeneric});
+    CHECK(cpu::best_level(0) == cpu::Level::kGeneric);
+    cpu::Level best;
+    CHECK_OK(cpu::choose_level(~0u, nullptr, &best));
+    CHECK(best == cpu::best_level(~0u) && !cpu::level_info(best).by_name_only);
     for (const cpu::LevelInfo& info : cpu::level_list()) {
         cpu::Level level;
         CHECK_OK(cpu::choose_level(~0u, info.name, &level));

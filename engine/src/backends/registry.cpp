@@ -7,7 +7,7 @@
 namespace bonsai {
 
 std::vector<DeviceInfo> list_devices() {
-    const cpu::Level best = cpu::levels_of(cpu::detected_features()).back();
+    const cpu::Level best = cpu::best_level(cpu::detected_features());
     const MemoryInfo memory = system_memory();
     return {{"cpu", cpu_name(), cpu::level_info(best).name, memory.total, memory.available,
              default_thread_count()}};

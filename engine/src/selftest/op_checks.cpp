@@ -202,13 +202,15 @@ void check_ops(Backend& backend, Precision precision, std::vector<CheckResult>* 
         check_conv(backend, dtype, fast ? " 3x3, doubling, fast" : " 3x3, doubling", 3, true, false,
                    out);
     }
+    check_attention(backend, fast ? "attention, all keys, fast" : "attention, all keys", 67, 67, 2,
+                    2, 64, false, out);
+    check_attention(backend, fast ? "attention, one wide head, fast" : "attention, one wide head",
+                    67, 67, 1, 1, 128, false, out);
     if (fast) return; // the rest does not depend on it
+    check_attention(backend, "attention, causal, shared keys", 67, 41, 4, 2, 32, true, out);
     check_norms(backend, out);
     check_rope(backend, RopePairs::kHalves, "head_norm_rope, halves", out);
     check_rope(backend, RopePairs::kNeighbours, "head_norm_rope, neighbours", out);
-    check_attention(backend, "attention, all keys", 67, 67, 2, 2, 64, false, out);
-    check_attention(backend, "attention, causal, shared keys", 67, 41, 4, 2, 32, true, out);
-    check_attention(backend, "attention, one wide head", 67, 67, 1, 1, 128, false, out);
     check_pointwise(backend, out);
     for (int i = 0; i < kDTypeCount; ++i)
         check_embed(backend, dtype_at(i), out);

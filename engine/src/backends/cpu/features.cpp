@@ -157,18 +157,23 @@ std::vector<Level> levels_of(uint32_t features) {
     return levels;
 }
 
+Level best_level(uint32_t features) {
+    Level best = Level::kGeneric;
+    for (const Level level : levels_of(features))
+        if (!level_info(level).by_name_only) best = level;
+    return best;
+}
+
 Status choose_level(uint32_t features, const char* wanted, Level* out) {
-    const std::vector<Level> allowed = levels_of(features);
-    *out = allowed.back();
+    *out = best_level(features);
     if (!wanted || !*wanted) return Status();
     std::string names;
     for (const LevelInfo& info : level_list()) {
         if (std::strcmp(wanted, info.name) == 0) {
             if (!supports(features, info.level))
                 return fail(ErrorCode::kUnsupported,
-                            "BONSAI_CPU=%s: this processor offers %s at "
-                            "most",
-                            wanted, level_info(*out).name);
+                            "BONSAI_CPU=%s: this processor lacks it; its best level is %s", wanted,
+                            level_info(*out).name);
             *out = info.level;
             return Status();
         }

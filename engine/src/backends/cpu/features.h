@@ -28,8 +28,11 @@ bool supports(uint32_t features, Level level);
 // The levels that `features` allow, worst first; generic is always there.
 std::vector<Level> levels_of(uint32_t features);
 
-// The level named `wanted`, or the best one that `features` allow when it is null or empty. An
-// unknown name, or a level that the features do not allow, is an error.
+// The best of levels_of(features) that need not be asked for by name.
+Level best_level(uint32_t features);
+
+// The level named `wanted`, or best_level() when it is null or empty. An unknown name, or a level
+// that the features do not allow, is an error.
 Status choose_level(uint32_t features, const char* wanted, Level* out);
 
 // choose_level for this processor and the environment variable BONSAI_CPU.
