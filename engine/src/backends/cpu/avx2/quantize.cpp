@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "backends/cpu/avx2/unpack.h"
+#include "backends/cpu/avx2/linear.h"
 
 namespace bonsai::cpu::avx2 {
 namespace {
