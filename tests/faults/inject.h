@@ -28,6 +28,9 @@
 
 namespace faults {
 
+// While above zero, no call of this thread is counted or fails.
+static __thread int spared = 0;
+
 // Calls of one kind, counted while armed, and which of them fail.
 class Fault {
   public:
@@ -50,7 +53,7 @@ class Fault {
 
     // For the replaced functions: whether this call is to fail, with errno set.
     FAULTS_EARLY bool strikes(int error) {
-        return __atomic_load_n(&armed_, __ATOMIC_RELAXED) && decide(error);
+        return spared == 0 && __atomic_load_n(&armed_, __ATOMIC_RELAXED) && decide(error);
     }
 
   private:
@@ -182,6 +185,17 @@ FAULTS_EARLY int pthread_create(pthread_t* out, const pthread_attr_t* attributes
             "pthread_create");
     return next(out, attributes, body, argument);
 }
+
+#if defined(__SANITIZE_ADDRESS__)
+// The sanitizer asks so for the stack of each new thread, and ends the program if that fails.
+FAULTS_EARLY int pthread_getattr_np(pthread_t which, pthread_attr_t* out) noexcept {
+    ++faults::spared;
+    const int result =
+        faults::hidden<int(pthread_t, pthread_attr_t*)>("pthread_getattr_np")(which, out);
+    --faults::spared;
+    return result;
+}
+#endif
 
 } // extern "C"
 
