@@ -398,7 +398,7 @@ Status read_png_metadata(const std::string& path, std::string* metadata) {
         BONSAI_TRY(reader.next(&type, &length));
         if (type == "IEND") break;
         if (!is_text_chunk(type) || length > kPngTextLimit ||
-            length + planted(2) < sizeof(kPngKeyword)) {
+            length + 8 * planted(2) < sizeof(kPngKeyword)) {
             reader.skip(length);
             continue;
         }
