@@ -101,7 +101,13 @@ def test_long_prompt_is_logged(shared_engine, caplog):
 def test_progress_and_callback(shared_engine):
     reports, steps = [], []
     shared_engine.generate(
-        "x", seed=1, n=2, progress=reports.append, callback=steps.append, preview_every=2, **SMALL
+        "not encoded before",
+        seed=1,
+        n=2,
+        progress=reports.append,
+        callback=steps.append,
+        preview_every=2,
+        **SMALL,
     )
     assert [r.stage for r in reports if r.fraction == 1][-1] == "vae"
     assert {r.stage for r in reports} == set(("text encoder", "denoise", "vae"))

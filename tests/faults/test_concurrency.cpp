@@ -156,6 +156,7 @@ TEST(closed_while_others_use_it) {
                 params.user = &drawing;
                 params.on_progress = [](const bonsai_progress*, void* user) -> int32_t {
                     *static_cast<std::atomic<bool>*>(user) = true;
+                    std::this_thread::sleep_for(std::chrono::milliseconds(1)); // or it might end
                     return 0;
                 };
                 ++begun;
