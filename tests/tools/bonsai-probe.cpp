@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // bonsai-probe: runs the pipeline and writes every named intermediate as DIR/<name>.npy, for
 // comparison with the reference.
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -9,6 +10,11 @@
 
 using namespace bonsai;
 
+[[noreturn]] static void refuse(const std::string& path) {
+    std::fprintf(stderr, "bonsai-probe: %s: %s\n", path.c_str(), std::strerror(errno));
+    std::exit(1);
+}
+
 static void write_npy(const std::string& path, const char* type, const std::string& shape,
                       const void* data, size_t bytes) {
     std::string header = std::string("{'descr': '") + type +
@@ -16,7 +22,7 @@ static void write_npy(const std::string& path, const char* type, const std::stri
     header.append(64 - (10 + header.size() + 1) % 64, ' ');
     header += '\n';
     std::FILE* file = std::fopen(path.c_str(), "wb");
-    if (!file) std::exit(1);
+    if (!file) refuse(path);
     const unsigned char prefix[] = {0x93,
                                     'N',
                                     'U',
@@ -27,10 +33,10 @@ static void write_npy(const std::string& path, const char* type, const std::stri
                                     0,
                                     static_cast<unsigned char>(header.size() & 255),
                                     static_cast<unsigned char>(header.size() >> 8)};
-    std::fwrite(prefix, 1, sizeof prefix, file);
-    std::fwrite(header.data(), 1, header.size(), file);
-    std::fwrite(data, 1, bytes, file);
-    std::fclose(file);
+    const bool whole = std::fwrite(prefix, 1, sizeof prefix, file) == sizeof prefix &&
+                       std::fwrite(header.data(), 1, header.size(), file) == header.size() &&
+                       std::fwrite(data, 1, bytes, file) == bytes;
+    if (std::fclose(file) != 0 || !whole) refuse(path);
 }
 
 static bonsai_dtype dtype_of(const char* text) {

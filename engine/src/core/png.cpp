@@ -142,6 +142,7 @@ Status inflate_text(const uint8_t* data, size_t size, std::string* text) {
     uLongf length = kPngTextLimit;
     const int rc =
         uncompress(reinterpret_cast<Bytef*>(&(*text)[0]), &length, data, static_cast<uLong>(size));
+    if (rc == Z_MEM_ERROR) return fail(ErrorCode::kMemory, "too large for the memory that is left");
     if (rc != Z_OK) return fail(ErrorCode::kFormat, "damaged or too long (zlib error %d)", rc);
     text->resize(length);
     return Status();
