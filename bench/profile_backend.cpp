@@ -28,8 +28,8 @@ template <typename Args>
 Status ProfileBackend::timed(const std::string& name, double ops, bool bytes, const Args& args,
                              Status (Backend::*op)(const Args&)) {
     const Clock start = Clock::now();
-    BONSAI_TRY((inner_.get()->*op)(args));
-    BONSAI_TRY(inner_->synchronize());
+    BONSAI_TRY((inner().*op)(args));
+    BONSAI_TRY(synchronize());
     const Clock end = Clock::now();
     OpTotal& total = totals_[stage_][name];
     ++total.calls;

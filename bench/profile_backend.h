@@ -5,7 +5,7 @@
 
 #include <map>
 
-#include "backends/backend.h"
+#include "backends/wrapped.h"
 
 namespace bonsai::bench {
 
@@ -24,28 +24,15 @@ struct OpTotal {
     bool bytes = false;  // done in int8: its ceiling is that of bytes
 };
 
-class ProfileBackend final : public Backend {
+class ProfileBackend final : public WrappedBackend {
   public:
     using Totals = std::map<std::string, OpTotal>; // by "linear ptq1_0 1536x3072x27648"
 
     // Ops are added to totals[stage].
     ProfileBackend(std::unique_ptr<Backend> device, Precision precision, const std::string& stage,
                    std::map<std::string, Totals>* totals)
-        : inner_(std::move(device)), precision_(precision), stage_(stage), totals_(*totals) {}
-
-    const DeviceInfo& device() const override { return inner_->device(); }
-    uint64_t memory_free() const override { return inner_->memory_free(); }
-    Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
-        return inner_->allocate(bytes, out);
-    }
-    Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override {
-        return inner_->load_weight(host, owner, out);
-    }
-    void evict_weight(const Tensor& weight) override { inner_->evict_weight(weight); }
-    Status write(const Tensor& to, const void* host) override { return inner_->write(to, host); }
-    Status read(const Tensor& from, void* host) override { return inner_->read(from, host); }
-    Status copy(const Tensor& from, const Tensor& to) override { return inner_->copy(from, to); }
-    Status synchronize() override { return inner_->synchronize(); }
+        : WrappedBackend(std::move(device)), precision_(precision), stage_(stage),
+          totals_(*totals) {}
 
   protected:
     Status do_linear(const LinearArgs& args) override;
@@ -65,7 +52,6 @@ class ProfileBackend final : public Backend {
     Status timed(const std::string& name, double ops, bool bytes, const Args& args,
                  Status (Backend::*op)(const Args&));
 
-    std::unique_ptr<Backend> inner_;
     Precision precision_;
     const std::string& stage_; // the caller changes it as the pipeline goes on
     std::map<std::string, Totals>& totals_;

@@ -10,6 +10,7 @@
 #include "core/half.h"
 #include "core/png.h"
 #include "core/sha256.h"
+#include "selftest/tiny_model.h"
 #include "support/gguf_builder.h"
 
 namespace {
@@ -20,20 +21,6 @@ using Shape = std::vector<uint64_t>; // ne[0] is the contiguous dimension
 constexpr uint64_t kWidth = 8;  // the narrowest that the ops take
 constexpr uint64_t kVae = 8;    // channels at the lowest resolution of the VAE
 constexpr uint64_t kPixels = 2; // and at all higher ones
-
-std::vector<std::string> byte_tokens() {
-    std::vector<std::string> tokens;
-    uint32_t next = 256;
-    for (uint32_t byte = 0; byte < 256; ++byte) {
-        const bool printable =
-            (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-        const uint32_t point = printable ? byte : next++;
-        tokens.push_back(point < 128 ? std::string(1, static_cast<char>(point))
-                                     : std::string{static_cast<char>(0xc0 | point >> 6),
-                                                   static_cast<char>(0x80 | (point & 63))});
-    }
-    return tokens;
-}
 
 class SmallestModel {
   public:
@@ -83,7 +70,7 @@ class SmallestModel {
     }
 
     void tokenizer() {
-        std::vector<std::string> tokens = byte_tokens();
+        std::vector<std::string> tokens = bonsai::byte_tokens();
         std::vector<uint32_t> types(256, 1);
         tokens.insert(tokens.end(), {"ab", "<pad>", "<u>", "</u>"});
         types.insert(types.end(), {1, 3, 3, 4});

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "backends/backend.h"
+#include "backends/wrapped.h"
 
 namespace test {
 
@@ -14,56 +14,42 @@ using namespace bonsai;
 // What a device may do wrong.
 enum class Fault { kNone, kOffByLittle, kNan, kUnsupported };
 
-class FaultyBackend final : public Backend {
+class FaultyBackend final : public WrappedBackend {
   public:
     FaultyBackend(std::unique_ptr<Backend> inner, std::string op, Fault fault)
-        : inner_(std::move(inner)), op_(std::move(op)), fault_(fault) {}
-
-    const DeviceInfo& device() const override { return inner_->device(); }
-    uint64_t memory_free() const override { return inner_->memory_free(); }
-    Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
-        return inner_->allocate(bytes, out);
-    }
-    Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override {
-        return inner_->load_weight(host, owner, out);
-    }
-    void evict_weight(const Tensor& weight) override { inner_->evict_weight(weight); }
-    Status write(const Tensor& to, const void* host) override { return inner_->write(to, host); }
-    Status read(const Tensor& from, void* host) override { return inner_->read(from, host); }
-    Status copy(const Tensor& from, const Tensor& to) override { return inner_->copy(from, to); }
-    Status synchronize() override { return inner_->synchronize(); }
+        : WrappedBackend(std::move(inner)), op_(std::move(op)), fault_(fault) {}
 
   protected:
     Status do_linear(const LinearArgs& a) override {
-        return spoil("linear", a.projections[a.count - 1].out, inner_->linear(a));
+        return spoil("linear", a.projections[a.count - 1].out, inner().linear(a));
     }
     Status do_rms_norm(const RmsNormArgs& a) override {
-        return spoil("rms_norm", a.out, inner_->rms_norm(a));
+        return spoil("rms_norm", a.out, inner().rms_norm(a));
     }
     Status do_layer_norm(const LayerNormArgs& a) override {
-        return spoil("layer_norm", a.out, inner_->layer_norm(a));
+        return spoil("layer_norm", a.out, inner().layer_norm(a));
     }
     Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
-        return spoil("head_norm_rope", a.x, inner_->head_norm_rope(a));
+        return spoil("head_norm_rope", a.x, inner().head_norm_rope(a));
     }
     Status do_attention(const AttentionArgs& a) override {
-        return spoil("attention", a.out, inner_->attention(a));
+        return spoil("attention", a.out, inner().attention(a));
     }
     Status do_swiglu(const SwigluArgs& a) override {
-        return spoil("swiglu", a.out, inner_->swiglu(a));
+        return spoil("swiglu", a.out, inner().swiglu(a));
     }
-    Status do_silu(const SiluArgs& a) override { return spoil("silu", a.out, inner_->silu(a)); }
+    Status do_silu(const SiluArgs& a) override { return spoil("silu", a.out, inner().silu(a)); }
     Status do_embed_rows(const EmbedRowsArgs& a) override {
-        return spoil("embed_rows", a.out, inner_->embed_rows(a));
+        return spoil("embed_rows", a.out, inner().embed_rows(a));
     }
     Status do_group_norm(const GroupNormArgs& a) override {
-        return spoil("group_norm", a.affine, inner_->group_norm(a));
+        return spoil("group_norm", a.affine, inner().group_norm(a));
     }
     Status do_affine(const AffineArgs& a) override {
-        return spoil("affine", a.out, inner_->affine(a));
+        return spoil("affine", a.out, inner().affine(a));
     }
     Status do_conv2d(const Conv2dArgs& a) override {
-        return spoil("conv2d", a.out, inner_->conv2d(a));
+        return spoil("conv2d", a.out, inner().conv2d(a));
     }
 
   private:
@@ -90,7 +76,6 @@ class FaultyBackend final : public Backend {
         return status;
     }
 
-    std::unique_ptr<Backend> inner_;
     std::string op_;
     Fault fault_;
 };

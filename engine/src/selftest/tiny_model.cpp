@@ -54,10 +54,8 @@ void TinyModel::keys() {
     file_.f32("bonsai.schedule.shift", 3).text("bonsai.schedule.type", "exponential");
 }
 
-// The 256 bytes in the GPT-2 alphabet, no merges, and the three tokens of the template.
-void TinyModel::tokenizer() {
+std::vector<std::string> byte_tokens() {
     std::vector<std::string> tokens;
-    std::vector<uint32_t> types(256, 1);
     uint32_t next = 256;
     for (uint32_t byte = 0; byte < 256; ++byte) {
         const bool printable =
@@ -67,6 +65,13 @@ void TinyModel::tokenizer() {
                                      : std::string{static_cast<char>(0xc0 | point >> 6),
                                                    static_cast<char>(0x80 | (point & 63))});
     }
+    return tokens;
+}
+
+// The bytes, no merges, and the three tokens of the template.
+void TinyModel::tokenizer() {
+    std::vector<std::string> tokens = byte_tokens();
+    std::vector<uint32_t> types(256, 1);
     for (const char* added : {"<pad>", "<u>", "</u>"}) {
         tokens.push_back(added);
         types.push_back(3);

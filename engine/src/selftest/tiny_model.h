@@ -15,6 +15,9 @@ namespace bonsai {
 // Called with each tensor's name before it is added: return false to leave it out.
 using TensorFilter = std::function<bool(const std::string& name)>;
 
+// A vocabulary: the 256 bytes in the GPT-2 alphabet, in order.
+std::vector<std::string> byte_tokens();
+
 class TinyModel {
   public:
     explicit TinyModel(TensorFilter filter = nullptr);
