@@ -28,23 +28,13 @@ struct Tile {
 // Unsigned bytes up to 15, 4 of K a step, sums in 16 bits.
 struct BytesDot {
     static constexpr int kCodeBytes = 1, kStepBytes = kUnit / 4;
+    static BONSAI_ALWAYS_INLINE void step(__m256i& sum, __m256i codes, __m256i x) {
+        add16(sum, _mm256_maddubs_epi16(codes, x));
+    }
     template <int R, int Depth>
     static BONSAI_ALWAYS_INLINE void run(const int8_t* rows, const uint8_t* codes,
                                          __m256i (&acc)[R][2]) {
-        BONSAI_UNROLL(6)
-        for (int r = 0; r < R; ++r)
-            acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-        BONSAI_UNROLL(4)
-        for (int s = 0; s < Depth / 4; ++s) {
-            const __m256i left = load_codes(codes + s * kUnit);
-            const __m256i right = load_codes(codes + s * kUnit + 32);
-            BONSAI_UNROLL(6)
-            for (int r = 0; r < R; ++r) {
-                const __m256i a = broadcast32(rows + r * Tile::kDepth + 4 * s);
-                add16(acc[r][0], _mm256_maddubs_epi16(left, a));
-                add16(acc[r][1], _mm256_maddubs_epi16(right, a));
-            }
-        }
+        dot_steps<BytesDot, Depth / 4, Tile::kDepth>(rows, codes, acc);
         const __m256i ones = _mm256_set1_epi16(1);
         BONSAI_UNROLL(6)
         for (int r = 0; r < R; ++r) {
@@ -57,23 +47,13 @@ struct BytesDot {
 // Shorts, 2 of K a step, sums in 32 bits.
 struct ShortsDot {
     static constexpr int kCodeBytes = 2, kStepBytes = kUnit / 2;
+    static BONSAI_ALWAYS_INLINE void step(__m256i& sum, __m256i codes, __m256i x) {
+        add32(sum, _mm256_madd_epi16(codes, x));
+    }
     template <int R, int Depth>
     static BONSAI_ALWAYS_INLINE void run(const int8_t* rows, const uint8_t* codes,
                                          __m256i (&acc)[R][2]) {
-        BONSAI_UNROLL(6)
-        for (int r = 0; r < R; ++r)
-            acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-        BONSAI_UNROLL(4)
-        for (int s = 0; s < Depth / 2; ++s) {
-            const __m256i left = load_codes(codes + s * kUnit);
-            const __m256i right = load_codes(codes + s * kUnit + 32);
-            BONSAI_UNROLL(6)
-            for (int r = 0; r < R; ++r) {
-                const __m256i a = broadcast32(rows + 2 * r * Tile::kDepth + 4 * s);
-                add32(acc[r][0], _mm256_madd_epi16(left, a));
-                add32(acc[r][1], _mm256_madd_epi16(right, a));
-            }
-        }
+        dot_steps<ShortsDot, Depth / 2, 2 * Tile::kDepth>(rows, codes, acc);
     }
 };
 

@@ -24,6 +24,27 @@ inline void add_scaled(float* sums, __m256 value, __m256 factor) {
     _mm256_store_ps(sums, _mm256_fmadd_ps(value, factor, _mm256_load_ps(sums)));
 }
 
+// acc[r][h] = sums over Steps of Add(acc, 4 bytes of a panel's 8 columns, 4 bytes of row r). Rows
+// of x codes lie RowBytes apart.
+template <class Add, int Steps, int RowBytes, int R>
+BONSAI_ALWAYS_INLINE void dot_steps(const int8_t* rows, const uint8_t* codes,
+                                    __m256i (&acc)[R][2]) {
+    BONSAI_UNROLL(6)
+    for (int r = 0; r < R; ++r)
+        acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    BONSAI_UNROLL(4)
+    for (int s = 0; s < Steps; ++s) {
+        const __m256i left = load_codes(codes + s * kUnit);
+        const __m256i right = load_codes(codes + s * kUnit + 32);
+        BONSAI_UNROLL(6)
+        for (int r = 0; r < R; ++r) {
+            const __m256i a = broadcast32(rows + r * RowBytes + 4 * s);
+            Add::step(acc[r][0], left, a);
+            Add::step(acc[r][1], right, a);
+        }
+    }
+}
+
 // Low-bit codes are one too high: the group's sum of x codes is taken off.
 template <class Dot, int R> void multiply_low_bit(const Micro& u) {
     for (int g = 0; g < u.groups; ++g) {

@@ -43,23 +43,13 @@ BONSAI_ALWAYS_INLINE void add_products(__m256i& sum, __m256i codes, __m256i x) {
 
 struct Dot {
     static constexpr int kCodeBytes = 1, kStepBytes = kUnit / 4;
+    static BONSAI_ALWAYS_INLINE void step(__m256i& sum, __m256i codes, __m256i x) {
+        add_products(sum, codes, x);
+    }
     template <int R, int Depth>
     static BONSAI_ALWAYS_INLINE void run(const int8_t* rows, const uint8_t* codes,
                                          __m256i (&acc)[R][2]) {
-        BONSAI_UNROLL(6)
-        for (int r = 0; r < R; ++r)
-            acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-        BONSAI_UNROLL(4)
-        for (int s = 0; s < Depth / 4; ++s) {
-            const __m256i left = load_codes(codes + s * kUnit);
-            const __m256i right = load_codes(codes + s * kUnit + 32);
-            BONSAI_UNROLL(6)
-            for (int r = 0; r < R; ++r) {
-                const __m256i a = broadcast32(rows + r * Tile::kDepth + 4 * s);
-                add_products(acc[r][0], left, a);
-                add_products(acc[r][1], right, a);
-            }
-        }
+        dot_steps<Dot, Depth / 4, Tile::kDepth>(rows, codes, acc);
     }
 };
 
