@@ -108,13 +108,15 @@ Status draw(const Case& what, Table* table, Record* common) {
     options.backend.threads = what.threads;
     options.backend.precision = what.exact ? Precision::kExact : Precision::kFast;
     options.max_memory = what.max_memory;
-    options.wrap = [&](std::unique_ptr<Backend> device) {
-        return std::make_unique<ProfileBackend>(std::move(device), options.backend.precision, stage,
-                                                &totals);
-    };
     const Clock start = Clock::now();
+    std::unique_ptr<GgufFile> file;
+    std::unique_ptr<Backend> device;
     std::unique_ptr<Pipeline> pipeline;
-    BONSAI_TRY(Pipeline::open(what.model, options, &pipeline));
+    BONSAI_TRY(GgufFile::open(what.model, &file));
+    BONSAI_TRY(create_backend(options.device, options.backend, &device));
+    auto profiled = std::make_unique<ProfileBackend>(std::move(device), options.backend.precision,
+                                                     stage, &totals);
+    BONSAI_TRY(Pipeline::open(std::move(file), std::move(profiled), options, &pipeline));
     const Clock opened = Clock::now();
     (*table)["open"].add(opened.wall - start.wall, opened.cpu - start.cpu);
 

@@ -81,7 +81,6 @@ Status Pipeline::open(std::unique_ptr<GgufFile> mapped, std::unique_ptr<Backend>
         return fail(ErrorCode::kFormat, "%s: %d tokens, but an embedding of %lld rows",
                     file.file().path().c_str(), pipeline->tokenizer_->vocab_size(),
                     static_cast<long long>(pipeline->config_.text.vocab_size));
-    if (options.wrap) pipeline->backend_ = options.wrap(std::move(pipeline->backend_));
     WeightLoader loader(file, *pipeline->backend_);
     BONSAI_TRY(pipeline->load(loader));
     BONSAI_TRY(pipeline->check_ops());

@@ -22,8 +22,6 @@ struct PipelineOptions {
     BackendOptions backend;
     uint64_t max_memory = 0; // 0: what the device has free
     std::function<void(const std::string& line)> log;
-    // Puts a backend that measures around the device's own; may be empty.
-    std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend> device)> wrap;
 };
 
 // What to draw; zero and negative values mean the model's defaults, as in bonsai_generate_params.
