@@ -33,7 +33,8 @@ OTHER_SIZES = (
     (128, 192),
     (192, 128),
 )
-DELAY = 8  # training steps between two sampler steps of a cohort, so that batches differ
+# Training steps of its size between two sampler steps of a cohort, so that batches differ.
+DELAY, OTHER_DELAY = 8, 2
 
 
 @dataclass
@@ -73,7 +74,10 @@ class Trainer:
                 *self.net.dit.single_transformer_blocks,
             ):
                 block.compile(dynamic=False)
-        self.waiting = [collections.deque() for _ in range(model.STEPS)]
+        # Of each size, the cohorts that wait at each step of the sampler.
+        self.waiting = collections.defaultdict(
+            lambda: [collections.deque() for _ in range(model.STEPS)]
+        )
         self.sigmas = model.schedule()
 
     def resume(self):
@@ -94,25 +98,25 @@ class Trainer:
         return a.start
 
     @torch.no_grad()
-    def fresh(self, encode, width, height):
+    def fresh(self, width, height):
         """New scenes at the start of the sampler."""
         batch, device = next(self.st.batches), self.st.device
         with self.st.autocast():
-            x0 = encode(self.st.renderer(batch, width, height))
+            x0 = self.encode(self.st.renderer(batch, width, height))
         ids, lengths = (batch[k].to(device, non_blocking=True) for k in ("ids", "lengths"))
         return Cohort(x0, torch.randn_like(x0), ids, lengths)
 
-    def cohorts(self):
+    def cohorts(self, width, height):
         """One cohort at each step of the sampler (at first all are new)."""
-        size, out = self.args.size, []
-        for queue in self.waiting:
-            ready = len(queue) >= DELAY
-            out.append(queue.popleft() if ready else self.fresh(self.encode, size, size))
-        return out
+        delay = DELAY if width == height == self.args.size else OTHER_DELAY
+        return [
+            queue.popleft() if len(queue) >= delay else self.fresh(width, height)
+            for queue in self.waiting[width, height]
+        ]
 
-    def square_loss(self):
+    def loss(self, width, height):
         """Loss over four cohorts, which move on, and some points between picture and noise."""
-        h, own = self.args.size // 16, self.cohorts()
+        own = self.cohorts(width, height)
         x0, x, ids, lengths = (
             torch.cat([getattr(c, f) for c in own]) for f in ("x0", "x", "ids", "lengths")
         )
@@ -123,24 +127,19 @@ class Trainer:
         x0, x, s = torch.cat([x0, x0[pick]]), torch.cat([x, seen]), torch.cat([s, level])
         with self.st.autocast():
             context = self.context(ids, lengths)
-            v = self.net.velocity(x, s, torch.cat([context, context[pick]]), h, h).float()
+            context = torch.cat([context, context[pick]])
+            v = self.net.velocity(x, s, context, height // 16, width // 16).float()
         for c, step in zip(own, v.detach().split(self.own), strict=False):
             c.x = c.x + (self.sigmas[c.step + 1] - self.sigmas[c.step]) * step
             c.step += 1
             if c.step < model.STEPS:
-                self.waiting[c.step].append(c)
+                self.waiting[width, height][c.step].append(c)
         return F.mse_loss(v, (x - x0) / s[:, None, None]), len(x)
 
     def other_loss(self, width, height):
-        """Loss at another size, where everything lies between picture and noise."""
-        h, w = height // 16, width // 16
-        new = self.fresh(self.latents.encode, width, height)
-        x0, noise = new.x0, new.x
-        s = noise_levels(len(x0), x0.device, max(0.5, self.args.pure_noise))
-        x = torch.lerp(x0, noise, s[:, None, None])
-        with self.st.autocast(), torch.compiler.set_stance("force_eager"):
-            v = self.net.velocity(x, s, self.net.context(new.ids, new.lengths), h, w)
-        return F.mse_loss(v.float(), (x - x0) / s[:, None, None]), len(x0)
+        """The same at another size, for which nothing has been compiled."""
+        with torch.compiler.set_stance("force_eager"):
+            return self.loss(width, height)
 
     def run(self):
         a, st = self.args, self.st
@@ -153,7 +152,7 @@ class Trainer:
         choose = random.Random(a.seed)  # equal on all ranks: sizes differ in cost
         while st.running():
             other, size = choose.random() < a.other_sizes, choose.choice(OTHER_SIZES)
-            st.update(*(self.other_loss(*size) if other else self.square_loss()))
+            st.update(*(self.other_loss(*size) if other else self.loss(a.size, a.size)))
             st.log()
         if st.finish():
             self.report()
