@@ -34,6 +34,9 @@ struct DeviceInfo {
 struct BackendOptions {
     int threads = 0; // 0: physical cores within affinity mask and cgroup quota
     Precision precision = Precision::kFast;
+    // Bytes of device memory to stay below where weights can be given back for it; 0: what is free.
+    // For devices with memory of their own.
+    uint64_t max_memory = 0;
 };
 
 // Memory of one device; released with the object.
@@ -63,11 +66,12 @@ class Backend {
 
     // -- memory --
     virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;
-    // Makes a weight of the mapped model file usable by ops. On devices with their own memory this
-    // uploads and the result lives in `*owner`; on the CPU it is the mapping itself and `*owner`
-    // stays empty.
+    // Makes a weight of the mapped model file usable by ops, which take it as `*out`, for as long as
+    // `*owner` lives. On the CPU that is the mapping itself and `*owner` stays empty; devices with
+    // their own memory upload it, now or at its first use.
     virtual Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) = 0;
-    // The weight will not be used for a while: its memory may go until the next use.
+    // The weight will not be used for a while: its memory may go until the next use, now or when
+    // there is need of it.
     virtual void evict_weight(const Tensor& weight) { (void)weight; }
     // From contiguous host rows of to.cols elements, which the caller may change once this returns.
     virtual Status write(const Tensor& to, const void* host) = 0;

@@ -63,7 +63,9 @@ Status Pipeline::open(const std::string& path, const PipelineOptions& options,
     std::unique_ptr<GgufFile> file;
     std::unique_ptr<Backend> backend;
     BONSAI_TRY(GgufFile::open(path, &file));
-    BONSAI_TRY(create_backend(options.device, options.backend, &backend));
+    BackendOptions device = options.backend;
+    device.max_memory = options.max_memory;
+    BONSAI_TRY(create_backend(options.device, device, &backend));
     return open(std::move(file), std::move(backend), options, out);
 }
 

@@ -9,6 +9,8 @@
 
 namespace bonsai::cuda {
 
+class Memory;
+
 // A Status for the runtime's answer; `what` names the call or kernel.
 Status check(cudaError_t code, const char* what);
 // The last launch's error, if it had one.
@@ -20,7 +22,7 @@ inline Status check_launch(const char* kernel) {
 // same bytes again; pieces of one op stay valid until the next reset().
 class Scratch {
   public:
-    Scratch() = default;
+    explicit Scratch(Memory& memory) : memory_(memory) {}
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
     ~Scratch();
@@ -32,7 +34,14 @@ class Scratch {
         *out = static_cast<T*>(bytes);
         return Status();
     }
-    void reset(); // between ops
+    // Between ops. Blocks become one, as large as they were together, at the next get().
+    void reset();
+    void clear(); // gives all back
+
+    // While ops are recorded nothing may grow: what has been recorded keeps its addresses.
+    void freeze(bool frozen) { frozen_ = frozen; }
+    // Changes whenever addresses handed out earlier are no longer ours.
+    uint64_t generation() const { return generation_; }
 
   private:
     struct Block {
@@ -40,7 +49,11 @@ class Scratch {
         size_t size;
         size_t used;
     };
+    Memory& memory_;
     std::vector<Block> blocks_;
+    size_t wanted_ = 0; // the least size of the next block
+    uint64_t generation_ = 0;
+    bool frozen_ = false;
 };
 
 struct Context {

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backends/cuda/backend.h"
+
+#include <cstring>
+
+#include "backends/cuda/devices.h"
+#include "backends/cuda/kernels.h"
+
+namespace bonsai::cuda {
+
+namespace {
+
+class DeviceBuffer final : public Buffer {
+  public:
+    DeviceBuffer(std::shared_ptr<Memory> memory, void* data, size_t bytes)
+        : memory_(std::move(memory)) {
+        data_ = data;
+        size_ = bytes;
+    }
+    ~DeviceBuffer() override { memory_->release(data_, size_); }
+
+  private:
+    std::shared_ptr<Memory> memory_;
+};
+
+// A weight stays known for as long as this lives. Its address is that in the file.
+class KnownWeight final : public Buffer {
+  public:
+    KnownWeight(std::shared_ptr<Weights> weights, const Tensor& host)
+        : weights_(std::move(weights)) {
+        data_ = host.data;
+        size_ = static_cast<size_t>(host.rows) * row_bytes(host.dtype, host.cols);
+        weights_->add(host);
+    }
+    ~KnownWeight() override { weights_->remove(data_); }
+
+  private:
+    std::shared_ptr<Weights> weights_;
+};
+
+// A graph, and what its addresses depend on.
+class Graph final : public Capture {
+  public:
+    explicit Graph(int device) : device_(device) {}
+    ~Graph() override {
+        const DeviceScope scope(device_);
+        if (executable) cudaGraphExecDestroy(executable);
+    }
+    cudaGraphExec_t executable = nullptr;
+    uint64_t scratch = 0, weights = 0;
+
+  private:
+    int device_;
+};
+
+} // namespace
+
+Status CudaBackend::create(const BackendOptions& options, int device,
+                           std::unique_ptr<Backend>* out) {
+    std::unique_ptr<CudaBackend> backend(new CudaBackend);
+    BONSAI_TRY(describe(device, &backend->device_, &backend->context_));
+    const DeviceScope scope(device);
+    BONSAI_TRY(Memory::create(device, options.max_memory, &backend->memory_));
+    BONSAI_TRY(Staging::create(options.threads, &backend->staging_));
+    backend->weights_ = std::make_shared<Weights>(*backend->memory_, *backend->staging_);
+    backend->scratch_ = std::make_unique<Scratch>(*backend->memory_);
+    backend->context_.precision = options.precision;
+    backend->context_.stream = backend->memory_->stream();
+    backend->context_.scratch = backend->scratch_.get();
+    Weights* weights = backend->weights_.get();
+    backend->memory_->set_reclaimer([weights](uint64_t bytes) { return weights->drop(bytes); });
+    *out = std::move(backend);
+    return Status();
+}
+
+CudaBackend::~CudaBackend() {
+    if (!memory_) return;
+    const DeviceScope scope(memory_->device());
+    cudaStreamSynchronize(memory_->stream());
+    memory_->set_reclaimer(nullptr);
+    scratch_.reset();
+    weights_.reset();
+    staging_.reset();
+}
+
+uint64_t CudaBackend::memory_free() const {
+    return memory_->available();
+}
+
+Status CudaBackend::allocate(size_t bytes, std::unique_ptr<Buffer>* out) {
+    const DeviceScope scope(memory_->device());
+    void* data = nullptr;
+    BONSAI_TRY(memory_->allocate(bytes, "activations", &data));
+    *out = std::make_unique<DeviceBuffer>(memory_, data, bytes);
+    return Status();
+}
+
+Status CudaBackend::load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) {
+    if (!host.contiguous())
+        return fail(ErrorCode::kArgument, "a weight is a slice of columns; load the whole");
+    *owner = std::make_unique<KnownWeight>(weights_, host);
+    *out = host;
+    return Status();
+}
+
+void CudaBackend::evict_weight(const Tensor& weight) {
+    weights_->mark_idle(weight.data);
+}
+
+Status CudaBackend::write(const Tensor& to, const void* host) {
+    const DeviceScope scope(memory_->device());
+    return staging_->upload(to.data, row_bytes(to.dtype, to.stride), host,
+                            row_bytes(to.dtype, to.cols), static_cast<size_t>(to.rows),
+                            memory_->stream());
+}
+
+Status CudaBackend::read(const Tensor& from, void* host) {
+    const size_t row = row_bytes(from.dtype, from.cols);
+    if (weights_->known(from.data)) {
+        for (int64_t r = 0; r < from.rows; ++r)
+            std::memcpy(static_cast<uint8_t*>(host) + static_cast<size_t>(r) * row,
+                        from.packed_row(r), row);
+        return Status();
+    }
+    const DeviceScope scope(memory_->device());
+    return staging_->download(host, row, static_cast<size_t>(from.rows), from.data,
+                              row_bytes(from.dtype, from.stride), memory_->stream());
+}
+
+Status CudaBackend::copy(const Tensor& from, const Tensor& to) {
+    const DeviceScope scope(memory_->device());
+    return check(cudaMemcpy2DAsync(to.data, row_bytes(to.dtype, to.stride), from.data,
+                                   row_bytes(from.dtype, from.stride),
+                                   row_bytes(from.dtype, from.cols), static_cast<size_t>(from.rows),
+                                   cudaMemcpyDeviceToDevice, memory_->stream()),
+                 "copy");
+}
+
+Status CudaBackend::synchronize() {
+    const DeviceScope scope(memory_->device());
+    return check(cudaStreamSynchronize(memory_->stream()), "synchronize");
+}
+
+void CudaBackend::freeze(bool frozen) {
+    scratch_->freeze(frozen);
+    weights_->freeze(frozen);
+}
+
+Status CudaBackend::begin_capture() {
+    const DeviceScope scope(memory_->device());
+    scratch_->reset();
+    // Relaxed: what callbacks of the caller do with CUDA meanwhile is not our concern.
+    BONSAI_TRY(check(cudaStreamBeginCapture(memory_->stream(), cudaStreamCaptureModeRelaxed),
+                     "cudaStreamBeginCapture"));
+    freeze(true);
+    return Status();
+}
+
+Status CudaBackend::end_capture(std::unique_ptr<Capture>* out) {
+    const DeviceScope scope(memory_->device());
+    freeze(false);
+    auto recorded = std::make_unique<Graph>(memory_->device());
+    cudaGraph_t graph = nullptr;
+    BONSAI_TRY(check(cudaStreamEndCapture(memory_->stream(), &graph), "cudaStreamEndCapture"));
+    const Status made =
+        check(cudaGraphInstantiate(&recorded->executable, graph, 0), "cudaGraphInstantiate");
+    cudaGraphDestroy(graph);
+    BONSAI_TRY(made);
+    recorded->scratch = scratch_->generation();
+    recorded->weights = weights_->generation();
+    BONSAI_TRY(replay(*recorded));
+    *out = std::move(recorded);
+    return Status();
+}
+
+Status CudaBackend::replay(const Capture& capture) {
+    const auto& graph = static_cast<const Graph&>(capture);
+    if (graph.scratch != scratch_->generation() || graph.weights != weights_->generation())
+        return fail(ErrorCode::kUnsupported, "memory has moved since the ops were recorded");
+    const DeviceScope scope(memory_->device());
+    return check(cudaGraphLaunch(graph.executable, memory_->stream()), "cudaGraphLaunch");
+}
+
+template <typename Args>
+Status CudaBackend::launch(Status (*launcher)(const Context&, const Args&), const Args& args) {
+    const DeviceScope scope(memory_->device());
+    scratch_->reset();
+    return launcher(context_, args);
+}
+
+Status CudaBackend::do_linear(const LinearArgs& args) {
+    const DeviceScope scope(memory_->device());
+    LinearArgs there = args;
+    for (int i = 0; i < args.count; ++i)
+        BONSAI_TRY(weights_->locate(&there.projections[i].weight));
+    return launch(cuda::linear, there);
+}
+
+Status CudaBackend::do_conv2d(const Conv2dArgs& args) {
+    const DeviceScope scope(memory_->device());
+    Conv2dArgs there = args;
+    BONSAI_TRY(weights_->locate(&there.weight));
+    return launch(cuda::conv2d, there);
+}
+
+// Of a table only the rows that are asked for are uploaded, then treated as weights are.
+Status CudaBackend::gather_rows(const EmbedRowsArgs& args) {
+    const size_t row = row_bytes(args.table.dtype, args.table.cols);
+    const auto rows = static_cast<size_t>(args.out.rows);
+    std::vector<uint8_t> gathered(rows * row);
+    for (size_t i = 0; i < rows; ++i)
+        std::memcpy(gathered.data() + i * row, args.table.packed_row(args.ids[i]), row);
+    Tensor raw = args.table;
+    raw.rows = args.out.rows;
+    BONSAI_TRY(scratch_->get(gathered.size(), &raw.data));
+    BONSAI_TRY(staging_->upload(raw.data, row, gathered.data(), row, rows, memory_->stream()));
+    EmbedRowsArgs there = args;
+    there.ids = nullptr;
+    there.table = raw;
+    const DeviceWeight packed = device_weight(raw);
+    if (packed.repack) {
+        there.table.dtype = packed.dtype;
+        BONSAI_TRY(scratch_->get(packed.bytes, &there.table.data));
+        BONSAI_TRY(repack_weight(memory_->stream(), raw, there.table.data));
+    }
+    return cuda::embed_rows(context_, there);
+}
+
+Status CudaBackend::do_embed_rows(const EmbedRowsArgs& args) {
+    if (!weights_->known(args.table.data))
+        return fail(ErrorCode::kUnsupported, "embed_rows: device %s takes tables of the model file",
+                    device_.id.c_str());
+    const DeviceScope scope(memory_->device());
+    scratch_->reset();
+    return gather_rows(args);
+}
+
+Status CudaBackend::do_rms_norm(const RmsNormArgs& args) {
+    return launch(cuda::rms_norm, args);
+}
+Status CudaBackend::do_layer_norm(const LayerNormArgs& args) {
+    return launch(cuda::layer_norm, args);
+}
+Status CudaBackend::do_head_norm_rope(const HeadNormRopeArgs& args) {
+    return launch(cuda::head_norm_rope, args);
+}
+Status CudaBackend::do_attention(const AttentionArgs& args) {
+    return launch(cuda::attention, args);
+}
+Status CudaBackend::do_swiglu(const SwigluArgs& args) {
+    return launch(cuda::swiglu, args);
+}
+Status CudaBackend::do_silu(const SiluArgs& args) {
+    return launch(cuda::silu, args);
+}
+Status CudaBackend::do_group_norm(const GroupNormArgs& args) {
+    return launch(cuda::group_norm, args);
+}
+Status CudaBackend::do_affine(const AffineArgs& args) {
+    return launch(cuda::affine, args);
+}
+
+} // namespace bonsai::cuda

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "backends/cuda/context.h"
+#include "backends/cuda/memory.h"
+#include "backends/cuda/staging.h"
+#include "backends/cuda/weights.h"
+
+namespace bonsai::cuda {
+
+// One CUDA device with a stream of its own. Ops are queued; weights arrive when they are first
+// used.
+class CudaBackend final : public Backend {
+  public:
+    static Status create(const BackendOptions& options, int device, std::unique_ptr<Backend>* out);
+    ~CudaBackend() override;
+
+    const DeviceInfo& device() const override { return device_; }
+    uint64_t memory_free() const override;
+    Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override;
+    Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override;
+    void evict_weight(const Tensor& weight) override;
+    Status write(const Tensor& to, const void* host) override;
+    Status read(const Tensor& from, void* host) override;
+    Status copy(const Tensor& from, const Tensor& to) override;
+    Status synchronize() override;
+    Status begin_capture() override;
+    Status end_capture(std::unique_ptr<Capture>* out) override;
+    Status replay(const Capture& capture) override;
+
+  protected:
+    Status do_linear(const LinearArgs& args) override;
+    Status do_rms_norm(const RmsNormArgs& args) override;
+    Status do_layer_norm(const LayerNormArgs& args) override;
+    Status do_head_norm_rope(const HeadNormRopeArgs& args) override;
+    Status do_attention(const AttentionArgs& args) override;
+    Status do_swiglu(const SwigluArgs& args) override;
+    Status do_silu(const SiluArgs& args) override;
+    Status do_embed_rows(const EmbedRowsArgs& args) override;
+    Status do_group_norm(const GroupNormArgs& args) override;
+    Status do_affine(const AffineArgs& args) override;
+    Status do_conv2d(const Conv2dArgs& args) override;
+
+  private:
+    CudaBackend() = default;
+    template <typename Args>
+    Status launch(Status (*launcher)(const Context&, const Args&), const Args& args);
+    Status gather_rows(const EmbedRowsArgs& args);
+    void freeze(bool frozen);
+
+    DeviceInfo device_;
+    std::shared_ptr<Memory> memory_; // buffers hold it too
+    std::unique_ptr<Staging> staging_;
+    std::shared_ptr<Weights> weights_; // and those of weights this
+    std::unique_ptr<Scratch> scratch_;
+    Context context_;
+};
+
+} // namespace bonsai::cuda

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights: the matrices of the model file on the device. Tensors of weights keep their addresses in
+// the mapped file; a matrix is uploaded when an op first asks where it is, and stays until memory
+// is needed and nobody has claimed it since it was marked idle. So whole stages come and go without
+// anyone planning it, and embedding tables, of which few rows are read, never come.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+
+#include "backends/cuda/memory.h"
+#include "backends/cuda/staging.h"
+#include "backends/cuda/weight_layout.h"
+
+namespace bonsai::cuda {
+
+class Weights {
+  public:
+    Weights(Memory& memory, Staging& staging) : memory_(memory), staging_(staging) {}
+    ~Weights();
+
+    void add(const Tensor& host);
+    void remove(const void* host);
+    bool known(const void* address) const { return find(address) != entries_.end(); }
+    // Turns a weight, or rows of one, into what the device has of it: another address and layout
+    // (weight_layout.h). Other tensors stay. The memory's stream waits for the upload.
+    Status locate(Tensor* weight);
+    void mark_idle(const void* host);
+    // Frees idle matrices, the longest idle first; returns the bytes freed.
+    uint64_t drop(uint64_t bytes);
+
+    void freeze(bool frozen) { frozen_ = frozen; }
+    // Changes whenever a matrix has left the device.
+    uint64_t generation() const { return generation_; }
+
+  private:
+    struct Entry {
+        Tensor host;
+        size_t file_bytes = 0;
+        DeviceWeight there;
+        int users = 0;
+        void* device = nullptr;
+        uint64_t idle_since = 0; // 0: in use
+    };
+    using Entries = std::map<const uint8_t*, Entry>;
+    Entries::const_iterator find(const void* address) const;
+    Status load(Entry* entry);
+    Status fill(const Entry& entry, void* device);
+    void free(Entry* entry);
+
+    Memory& memory_;
+    Staging& staging_;
+    Entries entries_; // by address in the file
+    uint64_t clock_ = 0, generation_ = 0;
+    cudaEvent_t arrived_ = nullptr;
+    bool frozen_ = false;
+};
+
+} // namespace bonsai::cuda
