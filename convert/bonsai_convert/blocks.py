@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import floats
+from .ggml_types import TensorType
+
 GROUP = 128  # weights in one low-bit block
 
 # Five trits, the first the most significant, as v in 0..242 are stored as ceil(v 256 / 243): digit
@@ -109,9 +112,13 @@ def pack_pq2_0(trits: np.ndarray, d: np.ndarray) -> np.ndarray:
     return out
 
 
+def spread2(packed: np.ndarray) -> np.ndarray:
+    """Bytes of four 2-bit codes each, the first in the lowest bits -> one byte a code."""
+    return _SPREAD2[packed].astype("<u4", copy=False).view(np.uint8)
+
+
 def unpack_pq2_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    lanes = _SPREAD2[blocks[:, 2:]]
-    return lanes.astype("<u4").view(np.uint8).reshape(-1, GROUP), _get_f16(blocks, 0)
+    return spread2(blocks[:, 2:]).reshape(-1, GROUP), _get_f16(blocks, 0)
 
 
 def pack_ptq1_0(trits: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -174,3 +181,10 @@ def dequantize(type_name: str, blocks: np.ndarray) -> np.ndarray:
         return scaled + m.astype(np.float32)[:, None]
     trits, d = UNPACK_TRITS[type_name](blocks)
     return (trits.astype(np.float32) - np.float32(1)) * d.astype(np.float32)[:, None]
+
+
+def decode(kind: TensorType, stored: np.ndarray) -> np.ndarray:
+    """Flat float32 values of stored bytes of any type."""
+    if kind.name in floats.RAW_DTYPE:
+        return floats.to_f32(stored.view(floats.RAW_DTYPE[kind.name]), kind.name)
+    return dequantize(kind.name, stored.reshape(-1, kind.bytes)).reshape(-1)

@@ -21,10 +21,11 @@ from pathlib import Path
 from . import config, gguf, layout, stream, tokenizer
 from .errors import ConvertError, UsageError
 from .jsonfile import brief, is_plain
+from .parts import KINDS, open_part
 from .plan import Choices, Plan, make_plan
 from .progress import Progress, size_text, time_text
-from .safetensors import Files, open_component
-from .source import STEMS, Source, hub_listing, is_hub_id, licence, open_source
+from .safetensors import Files
+from .source import Source, hub_listing, is_hub_id, licence, open_source
 from .verify import verify
 
 FORMAT_VERSION = 1
@@ -116,15 +117,15 @@ class Checkpoint:
     def __init__(self, source: Source, with_encoder: bool | None) -> None:
         """`with_encoder` None: take the VAE's encoder if the source has one."""
         self.source = source
-        self.pipeline = config.read_pipeline(source.root)
-        components = {k: open_component(source.root / k, s) for k, s in STEMS.items()}
+        places = source.places
+        self.pipeline = config.read_pipeline(source.root, places.settings)
+        parts = {k: open_part(k, places.parts[k]) for k in KINDS}
+        self.notes = [*places.notes, *(n for p in parts.values() for n in p.notes)]
         self.with_encoder = with_encoder
         if with_encoder is None:
-            self.with_encoder = layout.has_encoder(components["vae"])
-        self.tensors = layout.all_tensors(source.root, self.pipeline, components, self.with_encoder)
-        self.tokenizer = tokenizer.gguf_keys(
-            source.root / "tokenizer", self.pipeline.text.vocab_size
-        )
+            self.with_encoder = layout.has_encoder(parts["vae"].tensors)
+        self.tensors = layout.all_tensors(self.pipeline, parts, self.with_encoder)
+        self.tokenizer = tokenizer.gguf_keys(places.tokenizer, self.pipeline.text.vocab_size)
 
     def content_keys(self, variant: str) -> dict[str, gguf.Value]:
         """Keys that follow from the source alone."""
@@ -156,7 +157,7 @@ def describe(plan: Plan, total: int) -> list[str]:
         rows = defaultdict(lambda: [0, 0, 0])
         for item in plan.items:
             if item.info.name.startswith(prefix + "."):
-                row = rows[item.found.entry.dtype, item.info.type.name]
+                row = rows[item.found.entry.format, item.info.type.name]
                 row[0] += 1
                 row[1] += item.found.entry.nbytes
                 row[2] += item.info.nbytes
@@ -197,8 +198,8 @@ def write_model(files: Files, plan: Plan, keys: dict[str, gguf.Value], output: P
     with gguf.Writer(output, keys, infos) as writer, Progress(total) as progress:
         writer.start()
         with closing(stream.in_order(work, stream.pieces(plan.items))) as results:
-            for piece, data in results:
-                writer.write(data)
+            for piece, encoded in results:
+                writer.write(encoded.data)
                 progress.advance(piece.source_bytes, piece.item.info.name)
                 if piece.last:
                     writer.end_tensor()
@@ -235,7 +236,7 @@ def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) 
             if whole:
                 raise
     print("\n".join(describe(plan, total)))
-    proved = sum(i.lossless for i in plan.items)
+    proved = sum(i.how == "groups" for i in plan.items)
     if proved:
         print(f"{proved} low-bit tensors decoded again and found equal to the source")
     print(f"{output}: written in {time_text(time.monotonic() - start)}")

@@ -19,17 +19,31 @@ KLEIN_OUT_LAYERS = [9, 18, 27]
 KLEIN_MAX_TOKENS = 512
 # (steps, guidance) where model_index.json does not say: distilled, undistilled.
 KLEIN_SAMPLING = {True: (4, 1.0), False: (50, 4.0)}
+KLEIN_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": True,
+    "time_shift_type": "exponential", "num_train_timesteps": 1000,
+}  # fmt: skip
 PROMPT_PREFIX = "<|im_start|>user\n"
 PROMPT_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _MISSING = object()
 
 
 class Settings:
-    """One JSON file with typed, bounded access; every failure names file, key and remedy."""
+    """One JSON file with typed, bounded access; every failure names file, key and remedy.
+
+    A dict in place of the path stands for a file that a layout does not have.
+    """
 
     def __init__(
-        self, path: Path, hint: str = "download the checkpoint again", limit: int = 1 << 20
+        self,
+        path: Path | dict,
+        hint: str = "download the checkpoint again",
+        limit: int = 1 << 20,
+        label: str = "settings of klein 4B",
     ) -> None:
+        if isinstance(path, dict):
+            self.path, self.data = label, path
+            return
         self.path = path
         try:
             self.data = jsonfile.parse(jsonfile.read_bytes(path, limit))
@@ -112,7 +126,7 @@ class Transformer:
         return self.heads * self.head_dim
 
 
-def read_transformer(path: Path) -> Transformer:
+def read_transformer(path: Path | dict) -> Transformer:
     s = Settings(path)
     s.require_class("Flux2Transformer2DModel")
     for key, allowed in (("patch_size", 1), ("guidance_embeds", False)):
@@ -193,7 +207,7 @@ def _rope_theta(s: Settings) -> float:
     return float(theta)
 
 
-def read_text_encoder(path: Path, index: Settings) -> TextEncoder:
+def read_text_encoder(path: Path | dict, index: Settings) -> TextEncoder:
     s = Settings(path)
     if s.get("model_type", "") != "qwen3":
         raise s.fail("model_type", "'qwen3'", "the engine's encoder is Qwen3, no other")
@@ -207,7 +221,7 @@ def read_text_encoder(path: Path, index: Settings) -> TextEncoder:
         raise index.fail("text_encoder_out_layers", "ascending layer numbers")
     if out[-1] > layers:
         raise ConvertError(
-            f"{path}: {layers} layers, but the outputs of layers {out} are to be read; "
+            f"{s.path}: {layers} layers, but the outputs of layers {out} are to be read; "
             "set 'text_encoder_out_layers' in model_index.json"
         )
     width, heads = s.int("hidden_size", 1, 1 << 16), s.int("num_attention_heads", 1, 1024)
@@ -242,7 +256,7 @@ class Vae:
     mid_attention: bool
 
 
-def read_vae(path: Path) -> Vae:
+def read_vae(path: Path | dict) -> Vae:
     s = Settings(path)
     s.require_class("AutoencoderKLFlux2")
     fixed = {
@@ -282,7 +296,7 @@ class Schedule:
     train_steps: int
 
 
-def read_schedule(path: Path) -> Schedule:
+def read_schedule(path: Path | dict) -> Schedule:
     s = Settings(path)
     s.require_class("FlowMatchEulerDiscreteScheduler", "the engine has no other sampler")
     for key in (
@@ -318,14 +332,26 @@ class Pipeline:
     guidance: float
 
 
-def read_pipeline(root: Path) -> Pipeline:
-    index = Settings(root / "model_index.json")
+def diffusers_settings(root: Path) -> dict[str, Path | dict]:
+    """Where a checkpoint in diffusers layout has its settings."""
+    parts = ("transformer", "text_encoder", "vae")
+    return {
+        "model_index": root / "model_index.json",
+        **{k: root / k / "config.json" for k in parts},
+        "scheduler": root / "scheduler" / "scheduler_config.json",
+    }
+
+
+def read_pipeline(root: Path, settings: dict[str, Path | dict] | None = None) -> Pipeline:
+    """`settings`: a file or a dict for each of the names above, where not those of diffusers."""
+    places = settings or diffusers_settings(root)
+    index = Settings(places["model_index"])
     index.require_class("Flux2KleinPipeline")
     distilled = index.bool("is_distilled", False)
     steps, guidance = KLEIN_SAMPLING[distilled]
-    dit = read_transformer(root / "transformer" / "config.json")
-    text = read_text_encoder(root / "text_encoder" / "config.json", index)
-    vae = read_vae(root / "vae" / "config.json")
+    dit = read_transformer(places["transformer"])
+    text = read_text_encoder(places["text_encoder"], index)
+    vae = read_vae(places["vae"])
     if dit.context_width != len(text.out_layers) * text.width:
         raise ConvertError(
             f"{root}: the transformer reads {dit.context_width} prompt features, the encoder gives "
@@ -345,7 +371,7 @@ def read_pipeline(root: Path) -> Pipeline:
         transformer=dit,
         text=text,
         vae=vae,
-        schedule=read_schedule(root / "scheduler" / "scheduler_config.json"),
+        schedule=read_schedule(places["scheduler"]),
         distilled=distilled,
         max_tokens=index.int("max_sequence_length", 1, 1 << 16, KLEIN_MAX_TOKENS),
         width=sizes["default_width"],

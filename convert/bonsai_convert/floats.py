@@ -40,3 +40,8 @@ def all_finite(raw: np.ndarray, kind: str) -> bool:
         return True
     mask = raw.dtype.type(MAGNITUDE_MASK[kind])
     return int((raw & mask).max()) < FIRST_NONFINITE[kind]
+
+
+def count_zeros(raw: np.ndarray, kind: str) -> int:
+    """How many values are 0 or -0."""
+    return raw.size - int(np.count_nonzero(raw & raw.dtype.type(MAGNITUDE_MASK[kind])))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from .config import Pipeline, TextEncoder, Transformer, Vae
 from .errors import ConvertError
-from .safetensors import Entry
-
-FLOATS = ("BF16", "F16", "F32")
+from .floats import RAW_DTYPE
+from .parts import Part
+from .tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Expected:
 
 @dataclass(frozen=True)
 class Found:
-    """An expected tensor with the place of its bytes."""
+    """An expected tensor with what the source has for it."""
 
     expected: Expected
-    entry: Entry
+    entry: Tensor
 
 
 def transformer_tensors(t: Transformer) -> Iterator[Expected]:
@@ -192,7 +192,7 @@ def _dropped_vae(name: str, with_encoder: bool) -> bool:
 def match(
     folder: Path,
     expected: Iterator[Expected],
-    entries: dict[str, Entry],
+    entries: dict[str, Tensor],
     dropped: Callable[[str], bool],
 ) -> list[Found]:
     """Pair the expected tensors with those of the files.
@@ -212,10 +212,10 @@ def match(
     for e in wanted:
         entry = entries[e.source]
         where = f"{entry.path}: tensor '{e.source}'"
-        if entry.dtype not in FLOATS:
+        if entry.dtype not in RAW_DTYPE:
             raise ConvertError(
-                f"{where}: expected {', '.join(FLOATS)}, found {entry.dtype}; "
-                "this checkpoint is packed or quantised: convert the unpacked one"
+                f"{where}: expected {', '.join(RAW_DTYPE)}, found {entry.dtype}; this packing is "
+                "not known: convert the unpacked checkpoint"
             )
         if entry.shape != e.shape:
             raise ConvertError(
@@ -233,31 +233,29 @@ def match(
     return found
 
 
-def text_prefix(entries: dict[str, Entry]) -> str:
+def text_prefix(entries: dict[str, Tensor]) -> str:
     return "" if "embed_tokens.weight" in entries else "model."
 
 
-def has_encoder(entries: dict[str, Entry]) -> bool:
+def has_encoder(entries: dict[str, Tensor]) -> bool:
     return any(name.startswith("encoder.") for name in entries)
 
 
-def all_tensors(
-    root: Path, p: Pipeline, components: dict[str, dict[str, Entry]], with_encoder: bool
-) -> list[Found]:
+def all_tensors(p: Pipeline, parts: dict[str, Part], with_encoder: bool) -> list[Found]:
     """Every tensor to store, in file order: encoder, transformer, VAE (the order of use)."""
-    text, dit, vae = (components[k] for k in ("text_encoder", "transformer", "vae"))
+    text, dit, vae = (parts[k] for k in ("text_encoder", "transformer", "vae"))
     return [
         *match(
-            root / "text_encoder",
-            text_tensors(p.text, text_prefix(text)),
-            text,
+            text.where,
+            text_tensors(p.text, text_prefix(text.tensors)),
+            text.tensors,
             lambda name: _dropped_text(name, p.text.layers),
         ),
-        *match(root / "transformer", transformer_tensors(p.transformer), dit, lambda name: False),
+        *match(dit.where, transformer_tensors(p.transformer), dit.tensors, lambda name: False),
         *match(
-            root / "vae",
+            vae.where,
             vae_tensors(p.vae, with_encoder),
-            vae,
+            vae.tensors,
             lambda name: _dropped_vae(name, with_encoder),
         ),
     ]

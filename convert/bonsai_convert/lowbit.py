@@ -97,13 +97,53 @@ def analyse(raw: np.ndarray, kind: str) -> Groups:
     return Groups(trits, scales, stats)
 
 
-def pack_lossless(raw: np.ndarray, kind: str, type_name: str) -> np.ndarray:
-    """Pack raw low-bit weights and prove the result; raises NotLowBit when they do not fit.
+def from_codes(q: np.ndarray, scale: np.ndarray, bias: np.ndarray, bits: int) -> Groups | None:
+    """Groups of packed codes with w = q scale + bias: q uint8 [n, 128], the others float32 [n].
 
-    `analyse` shows trits * scale to be the source's numbers bit for bit, and the packed bytes are
-    decoded again here by code independent of the packer.
+    Takes what writers of low-bit checkpoints store, q in 0..2 with bias = -scale or q in 0..1 with
+    2 bias = -scale; None when a group is anything else, whose values then have to decide.
     """
-    groups = analyse(raw, kind)
+    value = np.abs(bias)
+    is_zero = bias == 0
+    mixed = np.zeros(len(q), bool)
+    if bits == 2:
+        if not np.array_equal(bias, -scale):
+            return None
+        if q.max(initial=0) > 2 and ((q > 2).any(axis=1) & ~is_zero).any():
+            return None
+        zeros = q == 1
+        is_zero |= zeros.all(axis=1)
+        mixed = zeros.any(axis=1) & ~is_zero
+        trits = q
+    else:
+        if not np.array_equal(bias + scale, -bias):
+            return None
+        trits = q << np.uint8(1)
+    flipped = scale < 0
+    if flipped.any():
+        trits = np.where(flipped[:, None], np.uint8(2) - trits, trits)
+    if is_zero.any():  # one form for all layouts: scale 0, codes 0
+        trits = np.where(is_zero[:, None], np.uint8(1), trits)
+        value = np.where(is_zero, np.float32(0), value)
+    with np.errstate(over="ignore"):
+        scales = value.astype(np.float16)
+    inexact = scales.astype(np.float32) != value
+    stats = GroupStats(
+        groups=len(q),
+        zero=int(is_zero.sum()),
+        mixed=int(mixed.sum()),
+        inexact=int(inexact.sum()),
+        first_bad=int(inexact.argmax()) if inexact.any() else -1,
+    )
+    return Groups(trits, scales, stats)
+
+
+def pack_lossless(groups: Groups, type_name: str) -> np.ndarray:
+    """Pack low-bit weights and prove the result; raises NotLowBit when they do not fit.
+
+    `groups` are known to be the source's numbers bit for bit, and the packed bytes are decoded
+    again here by code independent of the packer.
+    """
     stats = groups.stats
     if stats.bad or stats.inexact or (type_name == "Q1_0" and stats.mixed):
         raise NotLowBit

@@ -22,6 +22,7 @@ _ALWAYS_16_BIT = ("dit.x_embedder.weight", "dit.proj_out.weight")
 # Under --text-encoder q4 the embedding gets 8 bits: its error enters every layer, while at run time
 # only the rows of the prompt are read. FORMAT.md has the figures.
 _EMBEDDING = "te.token_embd.weight"
+_TARGETS = {"f16": types.F16, "bf16": types.BF16, "q8": types.Q8_0, "q4": types.Q4_0}
 _SAMPLE_ROWS = 32
 _CHUNK = 1 << 20  # elements read at once while looking at a whole tensor
 
@@ -39,11 +40,17 @@ class Choices:
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor to store. `lossless` means packed codes, proved equal to the source."""
+    """One tensor to store.
+
+    how: 'groups' low-bit codes and scales, proved equal to the source; 'blocks' as the source's
+         layout packs itself; 'values' its numbers, in the source's type or another
+    exact: known beforehand to lose nothing
+    """
 
     found: Found
     info: TensorInfo
-    lossless: bool = False
+    how: str = "values"
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,9 @@ def look(files: Files, found: Found, whole: bool) -> lowbit.GroupStats:
         step = max(1, _CHUNK // k)
         pieces = ((r, min(step, rows - r)) for r in range(0, rows, step))
     else:
-        picked = np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLE_ROWS)).astype(np.int64))
-        pieces = ((int(r), 1) for r in picked)
+        pieces = found.entry.sample(_SAMPLE_ROWS)
     for row, count in pieces:
-        raw = files.read(found.entry, row * k, count * k)
-        stats.add(lowbit.analyse(raw, found.entry.dtype).stats)
+        stats.add(found.entry.groups(files, row, count).stats)
     return stats
 
 
@@ -102,10 +107,6 @@ def find_kinds(files: Files, blocks: list[Found], whole: bool) -> dict[str, str]
 
 def _low_bit_type(kind: str, packing: str) -> TensorType:
     return types.Q1_0 if kind == "binary" else types.BY_NAME[packing.upper()]
-
-
-def _source_type(found: Found) -> TensorType:
-    return types.BY_NAME[found.entry.dtype]
 
 
 class _Planner:
@@ -135,7 +136,7 @@ class _Planner:
     def _block(self, found: Found) -> Item:
         wanted = self.choices.weights
         if wanted in ("f16", "q8"):
-            return _item(found, types.F16 if wanted == "f16" else types.Q8_0)
+            return self._as(found, types.F16 if wanted == "f16" else types.Q8_0)
         kind = self.kinds[found.expected.target]
         if kind == "zero":
             kind = self.variant
@@ -148,8 +149,8 @@ class _Planner:
             )
         if wanted == "keep":
             if kind == "dense":
-                return _item(found, _source_type(found))
-            return _item(found, _low_bit_type(kind, self.choices.packing), lossless=True)
+                return self._kept(found)
+            return _item(found, _low_bit_type(kind, self.choices.packing), "groups", True)
         if kind == "ternary" and wanted == "binary":
             stats = look(self.files, found, whole=True)
             raise ConvertError(
@@ -157,31 +158,46 @@ class _Planner:
                 "binary without loss; leave --weights out"
             )
         # Binary weights are ternary ones that never are zero: packing them so loses nothing.
-        return _item(
-            found, _low_bit_type(wanted, self.choices.packing), kind in ("ternary", "binary")
-        )
+        target = _low_bit_type(wanted, self.choices.packing)
+        if kind in ("ternary", "binary"):
+            return _item(found, target, "groups", True)
+        return _item(found, target)
+
+    def _kept(self, found: Found) -> Item:
+        """In the type that the source's layout says holds it best."""
+        target, exact = found.entry.stored(self.files)
+        if found.expected.target_shape[-1] % target.block:
+            return _item(found, types.F16)
+        return _item(found, target, "blocks" if target.block > 1 else "values", exact)
+
+    def _as(self, found: Found, target: TensorType) -> Item:
+        """In a given type; what the source already has in it is taken over."""
+        if target.name == found.entry.dtype:
+            return _item(found, target, exact=True)
+        if target.block > 1 and found.entry.stored(self.files)[0] is target:
+            return self._kept(found)
+        return _item(found, target)
 
     def item(self, found: Found) -> Item:
         role, c = found.expected.role, self.choices
         if role == "vector":
-            return _item(found, _source_type(found))
+            return self._kept(found)
         if role == "block":
             return self._block(found)
         choice = {"aux": c.aux, "text": c.text_encoder, "vae": c.vae}[role]
-        target = {
-            "keep": _source_type(found), "f16": types.F16, "bf16": types.BF16,
-            "q8": types.Q8_0, "q4": types.Q4_0,
-        }[choice]  # fmt: skip
+        if choice == "keep":
+            return self._kept(found)
+        target = _TARGETS[choice]
         if target is types.Q4_0 and found.expected.target == _EMBEDDING:
             target = types.Q8_0
         if found.expected.target_shape[-1] % target.block:
             target = types.F16
         if target is types.Q8_0 and found.expected.target in _ALWAYS_16_BIT:
             target = types.F16
-        return _item(found, target)
+        return self._as(found, target)
 
 
-def _item(found: Found, kind: TensorType, lossless: bool = False) -> Item:
+def _item(found: Found, kind: TensorType, how: str = "values", exact: bool = False) -> Item:
     e, info = found.expected, None
     if e.target_shape[-1] % kind.block == 0:
         info = TensorInfo(e.target, e.target_shape, kind)
@@ -190,7 +206,7 @@ def _item(found: Found, kind: TensorType, lossless: bool = False) -> Item:
             f"{found.entry.path}: tensor '{found.entry.name}' {list(e.shape)}: {kind.name} needs "
             f"columns in multiples of {kind.block}; choose another --weights"
         )
-    return Item(found, info, lossless)
+    return Item(found, info, how, exact)
 
 
 def make_plan(files: Files, tensors: list[Found], choices: Choices, whole: bool = False) -> Plan:

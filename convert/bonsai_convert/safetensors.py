@@ -13,6 +13,8 @@ import os
 import re
 import struct
 import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from . import jsonfile
 from .errors import ConvertError
 from .floats import RAW_DTYPE, all_finite
 from .jsonfile import brief
+from .tensor import Tensor
 
 MAX_HEADER = 1 << 24  # bytes; a thousand tensors take 0.2 MB, and parsed JSON 30 times its text
 MAX_INDEX = 1 << 24
@@ -31,12 +34,13 @@ _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
+_WINDOWS = 12  # a gemlite tensor has three arrays, and threads are a window apart
 _AGAIN = "download the file again (an interrupted download is the usual cause)"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of one file."""
+class Entry(Tensor):
+    """One tensor of one file as it is stored: plain numbers, row after row."""
 
     path: Path
     name: str
@@ -44,6 +48,13 @@ class Entry:
     shape: tuple[int, ...]
     offset: int  # of the first byte in the file
     nbytes: int
+
+    @property
+    def format(self) -> str:
+        return self.dtype
+
+    def raw(self, files: Files, first: int, rows: int) -> np.ndarray:
+        return files.read(self, first * self.row, rows * self.row)
 
 
 def _check_size(path: Path, size: int, head: bytes) -> int:
@@ -203,12 +214,32 @@ def open_component(folder: Path, stem: str) -> dict[str, Entry]:
     return entries
 
 
+class _Window:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.value: object = None
+
+
 class Files:
     """Open files by path, for reads from several threads (pread has no shared position)."""
 
     def __init__(self) -> None:
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self._windows: OrderedDict[tuple, _Window] = OrderedDict()
+
+    def window(self, key: tuple, make: Callable[[], object]) -> object:
+        """What `make` gave for this key, while it is among the last few: for layouts that cannot
+        be read row by row. One thread makes it, others that want the same wait."""
+        with self._lock:
+            window = self._windows.setdefault(key, _Window())
+            self._windows.move_to_end(key)
+            while len(self._windows) > _WINDOWS:
+                self._windows.popitem(last=False)
+        with window.lock:
+            if window.value is None:
+                window.value = make()
+            return window.value
 
     def read(self, entry: Entry, first: int, count: int) -> np.ndarray:
         """Elements [first, first + count) of a tensor as a raw array (see floats.py), finite."""
@@ -237,10 +268,23 @@ class Files:
             done += got
         return out
 
+    def read_columns(
+        self, entry: Entry, lines: int, line_bytes: int, first: int, count: int
+    ) -> np.ndarray:
+        """Bytes [first, first + count) of each of the first `lines` lines: uint8 [lines, count]."""
+        out = np.empty((lines, count), np.uint8)
+        if count == line_bytes:
+            out[:] = self.read_bytes(entry.path, entry.offset, lines * count).reshape(lines, count)
+            return out
+        for i in range(lines):
+            out[i] = self.read_bytes(entry.path, entry.offset + i * line_bytes + first, count)
+        return out
+
     def close(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+        self._windows.clear()
 
 
 _O_BINARY = getattr(os, "O_BINARY", 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the checkpoint: a directory in diffusers layout, or a Hugging Face Hub id to fetch."""
+"""Find the checkpoint: a directory, or a Hugging Face Hub id to fetch."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import places
 from .errors import ConvertError, UsageError
 from .jsonfile import is_plain
+from .places import Places
 
-STEMS = {
-    "transformer": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "vae": "diffusion_pytorch_model",
-}
-_FOLDERS = (*STEMS, "scheduler", "tokenizer")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# What a conversion reads; other files of a repository (pictures, packed copies) stay there.
+# Folders of diffusers' layout and of packed releases, which add to the name of a part.
+_FOLDERS = (
+    "transformer*",
+    "text_encoder*",
+    "vae",
+    "scheduler",
+    "tokenizer",
+    "text_encoder*/tokenizer",
+)
+# What a conversion reads; other files of a repository (pictures, kernel timings) stay there.
 PATTERNS = [
     "model_index.json", "README.md", "LICENSE*",
-    *(f"{f}/*.{e}" for f in _FOLDERS for e in ("json", "safetensors", "jinja")),
+    *(f"{f}/*.{e}" for f in _FOLDERS for e in ("json", "safetensors", "jinja", "pt")),
 ]  # fmt: skip
 
 
@@ -29,6 +34,7 @@ class Source:
     root: Path
     name: str  # default for general.name
     origin: str  # for general.source.repo_url
+    places: Places
 
 
 def is_hub_id(source: str) -> bool:
@@ -43,40 +49,18 @@ def open_source(source: str, revision: str | None) -> Source:
             raise UsageError("--revision belongs to Hub ids, but SOURCE is a directory")
         # A name on the disk may hold anything; the file's keys are text of one line.
         name = "".join(c if is_plain(c) else "?" for c in path.resolve().name)
-        result = Source(path, name, name)
-    elif path.exists():
+        return Source(path, name, name, places.find(path))
+    if path.exists():
         raise ConvertError(
-            f"{path}: a file; SOURCE is the directory of a diffusers checkpoint (with "
-            "model_index.json in it) or a Hub id such as owner/name"
+            f"{path}: a file; SOURCE is the directory of a checkpoint (with model_index.json in "
+            "it) or a Hub id such as owner/name"
         )
-    elif is_hub_id(source):
+    if is_hub_id(source):
         root = _fetch(source, revision)
         # A snapshot directory is named by its commit.
         origin = f"https://huggingface.co/{source}/tree/{root.name}"
-        result = Source(root, source.split("/")[1], origin)
-    else:
-        raise ConvertError(f"{source}: no such directory, and not a Hub id (owner/name) either")
-    _check_layout(result.root)
-    return result
-
-
-def _check_layout(root: Path) -> None:
-    absent = [f for f in _FOLDERS if not (root / f).is_dir()]
-    if (root / "model_index.json").is_file() and not absent:
-        return
-    packed = sorted(
-        p.name for p in root.iterdir() if re.match(r"transformer-(packed|gemlite)", p.name)
-    )
-    if packed:
-        raise ConvertError(
-            f"{root}: '{packed[0]}' is a packed transformer of another runtime; this tool reads "
-            "the diffusers layout: use the '-unpacked' repository of the same model"
-        )
-    lacking = ["model_index.json"] if not (root / "model_index.json").is_file() else []
-    raise ConvertError(
-        f"{root}: not a complete diffusers checkpoint, {', '.join(lacking + absent)} missing; "
-        f"expected model_index.json and the directories {', '.join(_FOLDERS)}"
-    )
+        return Source(root, source.split("/")[1], origin, places.find(root))
+    raise ConvertError(f"{source}: no such directory, and not a Hub id (owner/name) either")
 
 
 def _hub():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import floats, lowbit, quantize
+from . import blocks, floats, lowbit, quantize
 from .errors import ConvertError
 from .plan import Item
 from .safetensors import Files
@@ -59,11 +59,11 @@ def pieces(items: list[Item]) -> Iterator[Piece]:
 
 def read(files: Files, piece: Piece) -> np.ndarray:
     """Raw values of a piece in the order of the target."""
-    e, k = piece.item.found.expected, piece.item.info.row
-    raw = files.read(piece.item.found.entry, piece.first * k, piece.rows * k)
+    e, entry = piece.item.found.expected, piece.item.found.entry
     if len(e.shape) == 4:  # [Cout, Cin, h, w] -> [Cout, h, w, Cin]
-        raw = np.ascontiguousarray(raw.reshape(e.shape).transpose(0, 2, 3, 1)).reshape(-1)
-    return raw
+        raw = entry.raw(files, 0, entry.rows).reshape(e.shape)
+        return np.ascontiguousarray(raw.transpose(0, 2, 3, 1)).reshape(-1)
+    return entry.raw(files, piece.first, piece.rows)
 
 
 def _out_of_range(piece: Piece, x: np.ndarray) -> ConvertError:
@@ -74,11 +74,9 @@ def _out_of_range(piece: Piece, x: np.ndarray) -> ConvertError:
     )
 
 
-def encode(piece: Piece, raw: np.ndarray) -> np.ndarray:
-    """The bytes to store for a piece."""
+def _plain(piece: Piece, raw: np.ndarray) -> np.ndarray:
+    """Values in another type than the source's, as the bytes or numbers to store."""
     source, target = piece.item.found.entry.dtype, piece.item.info.type
-    if piece.item.lossless:
-        return lowbit.pack_lossless(raw, source, target.name)
     if target.name == source:
         return raw
     x = floats.to_f32(raw, source)
@@ -96,9 +94,53 @@ def encode(piece: Piece, raw: np.ndarray) -> np.ndarray:
     return quantize.quantize(x.reshape(-1, target.block), target.name)
 
 
-def read_and_encode(files: Files, piece: Piece) -> np.ndarray:
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes to store for a piece, and what the report says of them."""
+
+    data: np.ndarray  # uint8
+    zeros: int  # weights that are 0 in the source
+    max_error: float = 0.0  # largest difference from the source's values
+    square_error: float = 0.0
+    square_norm: float = 0.0
+
+
+def encode(files: Files, piece: Piece) -> Encoded:
+    item = piece.item
+    entry = item.found.entry
+    if item.how == "groups":
+        groups = entry.groups(files, piece.first, piece.rows)
+        data = lowbit.pack_lossless(groups, item.info.type.name)
+        return Encoded(data.reshape(-1), int(np.count_nonzero(groups.trits == 1)))
+    if item.how == "blocks":
+        data, zeros = entry.packed(files, piece.first, piece.rows, item.info.type)
+        if item.exact:
+            return Encoded(data, zeros)
+        return _measured(piece, read(files, piece), data)
+    raw = read(files, piece)
+    data = np.ascontiguousarray(_plain(piece, raw)).reshape(-1).view(np.uint8)
+    if item.info.type.name == entry.dtype:
+        return Encoded(data, floats.count_zeros(raw, entry.dtype))
+    return _measured(piece, raw, data)
+
+
+def _measured(piece: Piece, raw: np.ndarray, data: np.ndarray) -> Encoded:
+    """With the errors of the stored bytes against the source's values."""
+    kind = piece.item.found.entry.dtype
+    x = floats.to_f32(raw, kind)
+    difference = blocks.decode(piece.item.info.type, data) - x
+    return Encoded(
+        data,
+        floats.count_zeros(raw, kind),
+        float(np.abs(difference).max(initial=0)),
+        float(np.vdot(difference, difference)),
+        float(np.vdot(x, x)),
+    )
+
+
+def read_and_encode(files: Files, piece: Piece) -> Encoded:
     try:
-        return encode(piece, read(files, piece))
+        return encode(files, piece)
     except lowbit.NotLowBit as e:
         raise Contradiction from e
 

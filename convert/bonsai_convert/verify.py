@@ -62,29 +62,27 @@ class _Tensor:
     norm: float = 0.0
 
 
-def _decode(kind: types.TensorType, stored: np.ndarray) -> np.ndarray:
-    if kind.name in floats.RAW_DTYPE:
-        return floats.to_f32(stored.view(floats.RAW_DTYPE[kind.name]), kind.name)
-    return blocks.dequantize(kind.name, stored.reshape(-1, kind.bytes)).reshape(-1)
-
-
 def _compare(files: Files, model: Path, offset: int, piece: Piece) -> tuple:
-    """(stored bytes, equal, source is low-bit, squared error, squared norm) of a piece."""
-    info, source = piece.item.info, piece.item.found.entry.dtype
-    raw = stream.read(files, piece)
+    """(stored bytes, equal, comparable exactly, squared error, squared norm) of a piece."""
+    item = piece.item
+    info, entry = item.info, item.found.entry
     at = offset + piece.first * info.type.row_bytes(info.row)
     stored = files.read_bytes(model, at, piece.target_bytes)
-    if info.type.name == source:
-        return stored, bool(np.array_equal(stored, raw.view(np.uint8))), False, 0.0, 0.0
+    if item.how == "blocks" and item.exact:
+        data, _ = entry.packed(files, piece.first, piece.rows, info.type)
+        return stored, bool(np.array_equal(stored, data)), True, 0.0, 0.0
     if info.type in types.LOW_BIT:
-        groups = lowbit.analyse(raw, source)
+        groups = entry.groups(files, piece.first, piece.rows)
         stats = groups.stats
         if not stats.bad + stats.inexact and not (info.type is types.Q1_0 and stats.mixed):
             packed = stored.reshape(-1, info.type.bytes)
             equal = lowbit.decodes_to(packed, info.type.name, groups)
             return stored, equal, True, 0.0, 0.0
-    x = floats.to_f32(raw, source)
-    difference = (_decode(info.type, stored) - x).astype(np.float64)
+    raw = stream.read(files, piece)
+    if info.type.name == entry.dtype:
+        return stored, bool(np.array_equal(stored, raw.view(np.uint8))), False, 0.0, 0.0
+    x = floats.to_f32(raw, entry.dtype)
+    difference = (blocks.decode(info.type, stored) - x).astype(np.float64)
     return stored, False, False, float(difference @ difference), float(np.vdot(x, x))
 
 
@@ -125,7 +123,7 @@ def _check_keys(model: gguf.Reader, keys: dict[str, gguf.Value], report: Report)
             report.faults.append(f"FAULT key '{name}': {shown}")
 
 
-def match_model(model: gguf.Reader, tensors: list[Found]) -> list[Item]:
+def match_model(model: gguf.Reader, files: Files, tensors: list[Found]) -> list[Item]:
     """Items with the types of the file; names, order and shapes must be those of the source."""
     wanted = {f.expected.target: f for f in tensors}
     for name in model.tensors.keys() ^ wanted.keys():
@@ -139,7 +137,13 @@ def match_model(model: gguf.Reader, tensors: list[Found]) -> list[Item]:
                 f"{model.path}: tensor '{name}' is {list(stored.shape)}, the source gives "
                 f"{list(shape)}; made from another source?"
             )
-        items.append(Item(wanted[name], stored))
+        found = wanted[name]
+        if stored.type.block > 1 and stored.type not in types.LOW_BIT:
+            kind, exact = found.entry.stored(files)
+            if kind is stored.type:
+                items.append(Item(found, stored, "blocks", exact))
+                continue
+        items.append(Item(found, stored))
     return items
 
 
@@ -148,7 +152,7 @@ def verify(
 ) -> Report:
     """Compare every tensor and key of a model file with what the source says."""
     report = Report()
-    items = match_model(model, tensors)
+    items = match_model(model, files, tensors)
     hashes = model.keys.get(gguf.HASH_KEY)
     if not isinstance(hashes, list) or len(hashes) != len(items):
         raise ConvertError(f"{model.path}: '{gguf.HASH_KEY}' is not one hash for each tensor")

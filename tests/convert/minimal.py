@@ -287,8 +287,13 @@ def edit_json(path, **changes):
     path.write_text(json.dumps(data))
 
 
-def edit_weights(root, part, change):
-    """Let `change` modify the tensors (name -> [dtype, bytes, shape]) of one component."""
-    tensors = read_safetensors(root / WEIGHTS[part])
+def edit_tensors(path, change):
+    """Let `change` modify the tensors (name -> [dtype, bytes, shape]) of a file."""
+    tensors = read_safetensors(path)
     change(tensors)
-    write_safetensors(root / WEIGHTS[part], tensors)
+    write_safetensors(path, tensors)
+
+
+def edit_weights(root, part, change):
+    """The same for one component of a checkpoint."""
+    edit_tensors(root / WEIGHTS[part], change)

@@ -266,7 +266,7 @@ def replace(part, name, dtype, data, shape):
     (replace("transformer", "proj_out.weight", "F16", np.ones((8, 128), np.float16), (8, 128)),
      "expected shape [32, 128] from config.json, found [8, 128]"),
     (replace("transformer", TO_Q, "U32", np.ones((128, 8), np.uint32), (128, 8)),
-     "found U32; this checkpoint is packed"),
+     "found U32; this packing is not known"),
     (set_first("transformer", "norm_out.linear.weight", 0x7E00), "NaN or infinity"),
     (set_first("transformer", TO_Q, 0x7C00), "NaN or infinity"),
     (set_first("vae", "decoder.conv_in.weight", 0xFF80), "NaN or infinity"),
@@ -399,7 +399,9 @@ def test_sources_that_are_none(checkpoint, tmp_path, capsys):
     assert "model_index.json" in fails(capsys, checkpoint / "vae", "-o", out)
     packed = tmp_path / "packed"
     (packed / "transformer-packed-mflux").mkdir(parents=True)
-    assert "'-unpacked' repository" in fails(capsys, packed, "-o", out)
+    assert "model_index.json, transformer, text_encoder, vae, tokenizer missing" in fails(
+        capsys, packed, "-o", out
+    )
 
 
 def test_unwritable_outputs(checkpoint, tmp_path, capsys, monkeypatch):

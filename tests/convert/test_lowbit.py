@@ -7,6 +7,10 @@ from bonsai_convert import blocks, lowbit
 from minimal import bf16, low_bit, read_safetensors
 
 
+def pack(raw, dtype, type_name):
+    return lowbit.pack_lossless(lowbit.analyse(raw, dtype), type_name)
+
+
 def raw_of(x, kind):
     if kind == "BF16":
         return bf16(x).reshape(-1)
@@ -48,7 +52,7 @@ def test_fixture_truth(formats, levels):
             assert np.array_equal(groups.trits.reshape(codes.shape).astype(int) - 1, codes)
             assert np.array_equal(groups.scales, truth[m + ".scale"].reshape(-1))
             assert groups.stats.kind == levels
-            packed = lowbit.pack_lossless(raw, dtype, type_name)
+            packed = pack(raw, dtype, type_name)
             values = blocks.dequantize(type_name, packed)
             source = (raw.astype(np.uint32) << 16).view(np.float32).reshape(-1, 128)
             assert np.array_equal(values, source)
@@ -68,7 +72,7 @@ def test_zero_group_gets_scale_zero_and_fits_either_kind():
     stats = lowbit.analyse(raw, "BF16").stats
     assert (stats.zero, stats.kind) == (2, "zero")
     for name in ("Q1_0", "PTQ1_0", "PQ2_0"):
-        assert not blocks.dequantize(name, lowbit.pack_lossless(raw, "BF16", name)).any()
+        assert not blocks.dequantize(name, pack(raw, "BF16", name)).any()
 
 
 def test_binary_with_a_zero_group_stays_binary():
@@ -76,7 +80,7 @@ def test_binary_with_a_zero_group_stays_binary():
     x[1] = 0
     raw = x.view(np.uint16)
     assert lowbit.analyse(raw, "F16").stats.kind == "binary"
-    assert np.array_equal(blocks.dequantize("Q1_0", lowbit.pack_lossless(raw, "F16", "Q1_0")), x)
+    assert np.array_equal(blocks.dequantize("Q1_0", pack(raw, "F16", "Q1_0")), x)
 
 
 def test_one_ulp_makes_a_group_bad_and_is_located():
@@ -86,7 +90,7 @@ def test_one_ulp_makes_a_group_bad_and_is_located():
     stats = lowbit.analyse(raw, "F16").stats
     assert (stats.bad, stats.first_bad, stats.kind) == (1, 5 * 3 + 1, "damaged")
     with pytest.raises(lowbit.NotLowBit):
-        lowbit.pack_lossless(raw, "F16", "PTQ1_0")
+        pack(raw, "F16", "PTQ1_0")
 
 
 def test_scale_that_fp16_cannot_hold_is_refused():
@@ -95,13 +99,13 @@ def test_scale_that_fp16_cannot_hold_is_refused():
         stats = lowbit.analyse(x.view(np.uint32), "F32").stats
         assert (stats.bad, stats.inexact) == (0, 1), scale
         with pytest.raises(lowbit.NotLowBit):
-            lowbit.pack_lossless(x.view(np.uint32), "F32", "PTQ1_0")
+            pack(x.view(np.uint32), "F32", "PTQ1_0")
 
 
 def test_ternary_does_not_fit_one_bit():
     raw = low_bit(np.random.default_rng(5), 8, 128, "ternary").view(np.uint16).reshape(-1)
     with pytest.raises(lowbit.NotLowBit):
-        lowbit.pack_lossless(raw, "F16", "Q1_0")
+        pack(raw, "F16", "Q1_0")
 
 
 def test_random_weights_are_dense():
