@@ -12,6 +12,28 @@ namespace bonsai::cuda {
 Status check_code();
 
 Status linear(const Context& context, const LinearArgs& args);
+
+// Activations as int8: x[m, k] ~ scale[k / 128, m] * q[m, k].
+struct QuantizedRows {
+    int8_t* q = nullptr;        // row m begins at byte m * stride, a multiple of 16
+    float* scale = nullptr;     // [K / 128, scale_stride]
+    float* block_sum = nullptr; // [K / 32, scale_stride]: sums of q; read for Q4_1 weights only
+    int64_t rows = 0, cols = 0; // M, K; K is a multiple of 128
+    int64_t stride = 0;
+    int64_t scale_stride = 0; // quantized_scale_stride(rows)
+};
+// Kernels read the scales of whole tiles of tokens: what lies behind M may hold anything.
+inline int64_t quantized_scale_stride(int64_t rows) {
+    return (rows + 15) / 16 * 16 + 256;
+}
+// Memory for `rows` x `cols` from the context's scratch.
+Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, QuantizedRows* out);
+// The bytes of cpu/generic/quantize.cpp.
+Status quantize_rows(const Context& context, const Tensor& x, const QuantizedRows& out);
+// linear with an input that is quantised already (args.x tells its shape only); every weight is
+// block-quantised, whatever args.exact says.
+Status linear_quantized(const Context& context, const QuantizedRows& x, const LinearArgs& args);
+
 Status rms_norm(const Context& context, const RmsNormArgs& args);
 Status layer_norm(const Context& context, const LayerNormArgs& args);
 Status head_norm_rope(const Context& context, const HeadNormRopeArgs& args);

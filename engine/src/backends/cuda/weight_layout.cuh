@@ -33,13 +33,11 @@ template <> struct SlabType<DType::kQ1_0> {
     static constexpr bool kOffset = false;
 };
 
-template <DType kType> constexpr int slab_code_bytes() {
-    return 32 * 4 * SlabType<kType>::kLaneWords;
-}
+template <DType kType> constexpr int kSlabCodeBytes = 32 * 4 * SlabType<kType>::kLaneWords;
 // Bytes of 16 rows of one block.
-template <DType kType> constexpr int slab_unit_bytes() {
-    return slab_code_bytes<kType>() + kSlabRows * 2 * (SlabType<kType>::kOffset ? 2 : 1);
-}
+template <DType kType>
+constexpr int kSlabUnitBytes =
+    kSlabCodeBytes<kType> + kSlabRows * 2 * (SlabType<kType>::kOffset ? 2 : 1);
 
 // Operand word i (0..3) of K step s from a lane's words of a unit.
 template <DType kType>
@@ -69,7 +67,7 @@ __device__ __forceinline__ void load_unit(const uint8_t* unit, int lane, LaneUni
         const uint2 v = __ldg(reinterpret_cast<const uint2*>(unit) + lane);
         out.codes[0] = v.x, out.codes[1] = v.y;
     }
-    const auto* scales = reinterpret_cast<const uint32_t*>(unit + slab_code_bytes<kType>());
+    const auto* scales = reinterpret_cast<const uint32_t*>(unit + kSlabCodeBytes<kType>);
     out.scales = __ldg(scales + (lane >> 2));
     out.offsets = SlabType<kType>::kOffset ? __ldg(scales + 8 + (lane >> 2)) : 0u;
 }
@@ -85,7 +83,7 @@ __device__ __forceinline__ float4 slab_weights(const uint8_t* base, int64_t cols
                                                int64_t col) {
     using Type = SlabType<kType>;
     const uint8_t* unit = base + (row / kSlabRows * (cols / Type::kBlock) + col / Type::kBlock) *
-                                     slab_unit_bytes<kType>();
+                                     kSlabUnitBytes<kType>;
     const int r = static_cast<int>(row) & 7, high = static_cast<int>(row) >> 3 & 1;
     const int k = static_cast<int>(col % Type::kBlock), s = k >> 5;
     const int i = high + 2 * (k >> 4 & 1), lane = 4 * r + (k >> 2 & 3);
@@ -100,7 +98,7 @@ __device__ __forceinline__ float4 slab_weights(const uint8_t* base, int64_t cols
 #pragma unroll
         for (int j = 0; j < 4; ++j)
             if (t == s && j == i) word = operand_word<kType>(codes, t, j);
-    const auto* scales = reinterpret_cast<const __half*>(unit + slab_code_bytes<kType>());
+    const auto* scales = reinterpret_cast<const __half*>(unit + kSlabCodeBytes<kType>);
     const float d = __half2float(scales[2 * r + high]) * (1.0f / Type::kFactor);
     const float m = Type::kOffset ? __half2float(scales[16 + 2 * r + high]) : 0.0f;
     const auto byte = [&](int b) {

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// linear: y = x W^T + bias, stored or added with a gate; which kernel serves which projection
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/linear.h"
+
+namespace bonsai::cuda {
+
+Parts make_parts(const LinearArgs& args, unsigned mask, int tile_rows) {
+    Parts parts;
+    for (int i = 0; i < args.count; ++i) {
+        if ((mask >> i & 1) == 0) continue;
+        const Projection& p = args.projections[i];
+        Part& part = parts.part[parts.count++];
+        part.weight = static_cast<const uint8_t*>(p.weight.data);
+        part.rows = static_cast<int>(p.weight.rows);
+        part.first_tile = parts.tiles;
+        part.out = p.out.f32();
+        part.out_stride = p.out.stride;
+        part.bias = p.bias.empty() ? nullptr : p.bias.f32();
+        part.gate = p.gate.empty() ? nullptr : p.gate.f32();
+        part.accumulate = p.accumulate;
+        parts.tiles += (part.rows + tile_rows - 1) / tile_rows;
+        parts.dtype = p.weight.dtype;
+    }
+    return parts;
+}
+
+namespace {
+
+// Projection i and the later ones of its type, as a mask.
+unsigned same_type(const LinearArgs& args, int i) {
+    unsigned mask = 0;
+    for (int j = i; j < args.count; ++j)
+        if (args.projections[j].weight.dtype == args.projections[i].weight.dtype) mask |= 1u << j;
+    return mask;
+}
+
+Status project_quantized(const Context& context, const QuantizedRows& x, const LinearArgs& args,
+                         unsigned mask) {
+    return linear_int8(context, x, args, mask);
+}
+
+Status project_exact(const Context& context, const LinearArgs& args, unsigned mask) {
+    if (args.x.rows <= kGemvRows) return linear_gemv(context, args, mask);
+    return linear_exact(context, args, mask);
+}
+
+} // namespace
+
+Status linear_quantized(const Context& context, const QuantizedRows& x, const LinearArgs& args) {
+    unsigned done = 0;
+    for (int i = 0; i < args.count; ++i) {
+        if ((done >> i & 1) != 0) continue;
+        const unsigned mask = same_type(args, i);
+        done |= mask;
+        BONSAI_TRY(project_quantized(context, x, args, mask));
+    }
+    return {};
+}
+
+Status linear(const Context& context, const LinearArgs& args) {
+    const bool may_quantize =
+        context.precision == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
+    QuantizedRows quantized;
+    unsigned done = 0;
+    for (int i = 0; i < args.count; ++i) {
+        if ((done >> i & 1) != 0) continue;
+        const DType dtype = args.projections[i].weight.dtype;
+        const unsigned mask = same_type(args, i);
+        done |= mask;
+        if (!may_quantize || !is_block_quantized(dtype)) {
+            BONSAI_TRY(project_exact(context, args, mask));
+            continue;
+        }
+        if (!quantized.q) {
+            BONSAI_TRY(allocate_quantized(context, args.x.rows, args.x.cols, &quantized));
+            BONSAI_TRY(quantize_rows(context, args.x, quantized));
+        }
+        BONSAI_TRY(project_quantized(context, quantized, args, mask));
+    }
+    return {};
+}
+
+} // namespace bonsai::cuda

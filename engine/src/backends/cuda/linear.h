@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of `linear` share. M tokens (rows of x), N output features (rows of W), K.
+#pragma once
+
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/weight_layout.h"
+
+namespace bonsai::cuda {
+
+// One projection as a kernel sees it.
+struct Part {
+    const uint8_t* weight;
+    int rows;       // N
+    int first_tile; // in the launch's tiles of W rows
+    float* out;
+    int64_t out_stride;
+    const float* bias; // or null
+    const float* gate; // or null
+    bool accumulate;
+};
+// Projections of one weight type, run by one launch.
+struct Parts {
+    Part part[3];
+    int count = 0;
+    int tiles = 0; // of W rows, all parts together
+    DType dtype = DType::kF32;
+};
+// The projections of `args` whose index is in `mask`, all of one type, in tiles of `tile_rows`.
+Parts make_parts(const LinearArgs& args, unsigned mask, int tile_rows);
+
+// int8 x with block-quantised W.
+Status linear_int8(const Context& context, const QuantizedRows& x, const LinearArgs& args,
+                   unsigned mask);
+// f32 x with any W.
+Status linear_exact(const Context& context, const LinearArgs& args, unsigned mask);
+// The same for at most kGemvRows tokens.
+constexpr int kGemvRows = 4;
+Status linear_gemv(const Context& context, const LinearArgs& args, unsigned mask);
+
+} // namespace bonsai::cuda

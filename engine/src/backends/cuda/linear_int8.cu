@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// linear_int8: y[M,N] = x[M,K] W[N,K]^T with int8 x and block-quantised W, mma.sync
+// Layout:   x: linear_quantize.cu. W: weight_layout.h, read from global memory straight into the A
+//           operand, unpacked by shifts and masks. y f32 rows with a stride.
+// Maths:    per block of 32 or group of 128: d = sum of codes, exact in s32;
+//           y += x_scale * (w_scale * d + w_offset * sum of x codes), f32, K ascending. K % 128 =
+//           0.
+// Work:     a block owns 128 features x 128 tokens of y, a warp 32 x 64; stages of K = 128 of x in
+//           shared memory, 16-byte pieces swizzled by the token.
+// Roofline: 2 M N K operations over M K (N / 128) + N K / 4 (M / 128) bytes out of L2;
+// compute-bound
+//           from M = 128 on. Serves chips without wgmma, and the types with blocks of 32.
+#include "backends/cuda/linear.cuh"
+
+namespace bonsai::cuda {
+namespace {
+
+constexpr int kTileRows = 128, kTileTokens = 128, kThreads = 256, kStages = 3;
+constexpr int kWarpSlabs = 2, kWarpColumns = 8; // 32 features, 8 x 8 tokens
+constexpr int kCodesBytes = kTileTokens * kGroup, kRowOfScales = kTileTokens * 4;
+
+template <DType kType>
+constexpr int kStageBytes = kCodesBytes + kRowOfScales * (SlabType<kType>::kOffset ? 5 : 1);
+
+// d = a b, or d += a b: 16 features x 8 tokens x 32 of K.
+__device__ __forceinline__ void multiply(int (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1, bool first) {
+    if (first) d[0] = d[1] = d[2] = d[3] = 0; // the zero register, no instruction
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%10,%11,%12,%13};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(d[0]),
+                   "r"(d[1]), "r"(d[2]), "r"(d[3]));
+#else // the same lanes hold the same elements in four smaller products
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                     : "+r"(d[2 * (i & 1)]), "+r"(d[2 * (i & 1) + 1])
+                     : "r"(a[i]), "r"(i < 2 ? b0 : b1));
+#endif
+}
+
+template <DType kType> class Tile {
+  public:
+    using Type = SlabType<kType>;
+    static constexpr int kUnits = kGroup / Type::kBlock; // of a slab in a stage
+    static constexpr int kSteps = Type::kBlock / 32;     // of a unit
+
+    __device__ Tile(const Part& part, const QuantizedRows& x, int first_row, int first_token,
+                    uint8_t* shared)
+        : x_(x), shared_(shared), lane_(threadIdx.x & 31), first_token_(first_token) {
+        const int warp = threadIdx.x >> 5;
+        row_ = first_row + 32 * (warp >> 1);
+        column_ = 64 * (warp & 1);
+        const int64_t units = x.cols / Type::kBlock;
+        const int last = (part.rows - 1) / kSlabRows;
+#pragma unroll
+        for (int t = 0; t < kWarpSlabs; ++t)
+            slab_[t] =
+                part.weight + min(row_ / kSlabRows + t, last) * units * kSlabUnitBytes<kType>;
+    }
+
+    __device__ __forceinline__ void run() {
+        const int groups = static_cast<int>(x_.cols / kGroup);
+        for (int s = 0; s < kStages - 1; ++s) {
+            if (s < groups) load_stage(s);
+            copies_commit();
+        }
+        load_weights(0);
+        for (int g = 0; g < groups; ++g) {
+            copies_wait<kStages - 2>();
+            __syncthreads();
+            if (g + kStages - 1 < groups) load_stage(g + kStages - 1);
+            copies_commit();
+            multiply_stage(g, groups);
+        }
+    }
+
+    __device__ __forceinline__ void store(const Part& part) const {
+#pragma unroll
+        for (int t = 0; t < kWarpSlabs; ++t)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int n = row_ + kSlabRows * t + 8 * h + (lane_ >> 2);
+                if (n >= part.rows) continue;
+                const Epilogue epilogue(part, n);
+#pragma unroll
+                for (int j = 0; j < kWarpColumns; ++j)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        const int m = first_token_ + column_ + 8 * j + 2 * (lane_ & 3) + e;
+                        if (m < x_.rows)
+                            epilogue.store(part.out + m * part.out_stride + n,
+                                           sum_[t][j][2 * h + e]);
+                    }
+            }
+    }
+
+  private:
+    __device__ __forceinline__ uint8_t* stage(int g) const {
+        return shared_ + g % kStages * kStageBytes<kType>;
+    }
+
+    __device__ __forceinline__ void load_stage(int g) const {
+        const uint32_t to = shared_address(stage(g));
+#pragma unroll
+        for (int i = 0; i < kTileTokens * 8 / kThreads; ++i) {
+            const int piece = i * kThreads + threadIdx.x, token = piece >> 3, chunk = piece & 7;
+            const int64_t m = first_token_ + token;
+            copy16(to + token * kGroup + ((chunk ^ (token & 7)) << 4),
+                   x_.q + m * x_.stride + static_cast<int64_t>(g) * kGroup + 16 * chunk,
+                   m < x_.rows);
+        }
+        const int piece = threadIdx.x, row = piece >> 5, at = 4 * (piece & 31);
+        if (row == 0)
+            copy16(to + kCodesBytes + 4 * at, x_.scale + g * x_.scale_stride + first_token_ + at,
+                   true);
+        else if (Type::kOffset && row < 5)
+            copy16(to + kCodesBytes + row * kRowOfScales + 4 * at,
+                   x_.block_sum + (4 * g + row - 1) * x_.scale_stride + first_token_ + at, true);
+    }
+
+    __device__ __forceinline__ void load_weights(int unit) {
+#pragma unroll
+        for (int t = 0; t < kWarpSlabs; ++t)
+            load_unit<kType>(slab_[t] + static_cast<int64_t>(unit) * kSlabUnitBytes<kType>, lane_,
+                             next_[t]);
+    }
+
+    __device__ __forceinline__ void multiply_stage(int g, int groups) {
+        const uint32_t codes = shared_address(stage(g));
+        const auto* scales =
+            reinterpret_cast<const float*>(stage(g) + kCodesBytes) + column_ + 2 * (lane_ & 3);
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+            LaneUnit<kType> unit[kWarpSlabs];
+#pragma unroll
+            for (int t = 0; t < kWarpSlabs; ++t)
+                unit[t] = next_[t];
+            if (g * kUnits + u + 1 < groups * kUnits) load_weights(g * kUnits + u + 1);
+            int d[kWarpSlabs][kWarpColumns][4];
+#pragma unroll
+            for (int s = 0; s < kSteps; ++s)
+                multiply_step(codes, u * kSteps + s, s, unit, d);
+            promote(scales, u, unit, d);
+        }
+    }
+
+    // K step `step` of the stage, step s of the units.
+    __device__ __forceinline__ void multiply_step(uint32_t codes, int step, int s,
+                                                  const LaneUnit<kType> (&unit)[kWarpSlabs],
+                                                  int (&d)[kWarpSlabs][kWarpColumns][4]) const {
+        uint32_t a[kWarpSlabs][4];
+#pragma unroll
+        for (int t = 0; t < kWarpSlabs; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                a[t][i] = operand_word<kType>(unit[t].codes, s, i);
+#pragma unroll
+        for (int j = 0; j < kWarpColumns; j += 2) {
+            const int matrix = lane_ >> 3, chunk = 2 * step + (matrix & 1);
+            const int token = column_ + 8 * j + 8 * (matrix >> 1) + (lane_ & 7);
+            uint32_t b[4];
+            load_matrices(b, codes + token * kGroup + ((chunk ^ (token & 7)) << 4));
+#pragma unroll
+            for (int t = 0; t < kWarpSlabs; ++t) {
+                multiply(d[t][j], a[t], b[0], b[1], s == 0);
+                multiply(d[t][j + 1], a[t], b[2], b[3], s == 0);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void promote(const float* scales, int u,
+                                            const LaneUnit<kType> (&unit)[kWarpSlabs],
+                                            const int (&d)[kWarpSlabs][kWarpColumns][4]) {
+        float2 scale[kWarpSlabs], offset[kWarpSlabs];
+#pragma unroll
+        for (int t = 0; t < kWarpSlabs; ++t) {
+            scale[t] = scale_pair(unit[t].scales);
+            scale[t].x *= 1.0f / Type::kFactor;
+            scale[t].y *= 1.0f / Type::kFactor;
+            if (Type::kOffset) offset[t] = scale_pair(unit[t].offsets);
+        }
+#pragma unroll
+        for (int j = 0; j < kWarpColumns; ++j) {
+            const float2 xs = *reinterpret_cast<const float2*>(scales + 8 * j);
+            float2 sums = make_float2(0, 0);
+            if (Type::kOffset)
+                sums = *reinterpret_cast<const float2*>(scales + 8 * j + (u + 1) * kTileTokens);
+#pragma unroll
+            for (int t = 0; t < kWarpSlabs; ++t)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float part = (i < 2 ? scale[t].x : scale[t].y) * static_cast<float>(d[t][j][i]);
+                    if (Type::kOffset)
+                        part =
+                            fmaf(i < 2 ? offset[t].x : offset[t].y, i & 1 ? sums.y : sums.x, part);
+                    sum_[t][j][i] = fmaf(i & 1 ? xs.y : xs.x, part, sum_[t][j][i]);
+                }
+        }
+    }
+
+    const QuantizedRows& x_;
+    uint8_t* shared_;
+    int lane_, first_token_, row_, column_;
+    const uint8_t* slab_[kWarpSlabs];
+    LaneUnit<kType> next_[kWarpSlabs];
+    float sum_[kWarpSlabs][kWarpColumns][4] = {};
+};
+
+template <DType kType>
+__global__ void __launch_bounds__(kThreads, 1)
+    int8_kernel(const __grid_constant__ Parts parts, const __grid_constant__ QuantizedRows x) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    const int tile = static_cast<int>(blockIdx.y);
+    const Part& part = part_of(parts, tile);
+    Tile<kType> work(part, x, (tile - part.first_tile) * kTileRows,
+                     static_cast<int>(blockIdx.x) * kTileTokens, shared);
+    work.run();
+    work.store(part);
+}
+
+template <DType kType>
+Status launch(const Context& context, const QuantizedRows& x, const Parts& parts) {
+    constexpr int kBytes = kStages * kStageBytes<kType>;
+    BONSAI_TRY(check(cudaFuncSetAttribute(int8_kernel<kType>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+                     "linear: shared memory"));
+    const dim3 grid(static_cast<unsigned>((x.rows + kTileTokens - 1) / kTileTokens),
+                    static_cast<unsigned>(parts.tiles));
+    int8_kernel<kType><<<grid, kThreads, kBytes, context.stream>>>(parts, x);
+    return check_launch("linear_int8");
+}
+
+} // namespace
+
+Status linear_int8(const Context& context, const QuantizedRows& x, const LinearArgs& args,
+                   unsigned mask) {
+    const Parts parts = make_parts(args, mask, kTileRows);
+    switch (parts.dtype) {
+    case DType::kQ8_0:
+        return launch<DType::kQ8_0>(context, x, parts);
+    case DType::kQ4_0:
+        return launch<DType::kQ4_0>(context, x, parts);
+    case DType::kQ4_1:
+        return launch<DType::kQ4_1>(context, x, parts);
+    case DType::kQ1_0:
+        return launch<DType::kQ1_0>(context, x, parts);
+    case DType::kPQ2_0:
+        return launch<DType::kPQ2_0>(context, x, parts);
+    default:
+        return fail(ErrorCode::kUnsupported, "linear_int8: weight is %s",
+                    dtype_info(parts.dtype).name);
+    }
+}
+
+} // namespace bonsai::cuda
