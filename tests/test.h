@@ -72,6 +72,8 @@ inline bool brief() {
                            #expression + std::string(" gave: ") + check_status.message());         \
     } while (0)
 
+// A program of several files defines BONSAI_TEST_PART for all but one.
+#ifndef BONSAI_TEST_PART
 // Runs all cases, or those whose name contains argv[1].
 int main(int argc, char** argv) {
     int ran = 0;
@@ -85,3 +87,4 @@ int main(int argc, char** argv) {
     std::printf("%d cases, %d failed checks\n", ran, ::test::failures());
     return ran == 0 || ::test::failures() != 0;
 }
+#endif
