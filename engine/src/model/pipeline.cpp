@@ -336,18 +336,44 @@ Status Pipeline::start_denoising(const Run& run, const Request& request,
     return transformer_.prepare(run, timesteps, text, height, width, &d->tables);
 }
 
+// One evaluation into d->velocity. The first brings weights to the device and finds out how much
+// scratch memory ops take; the second is recorded where the device can do that, and run again
+// afterwards: all steps are alike.
+Status Pipeline::run_transformer(const Run& run, size_t context, bool first, Denoising* d) const {
+    Backend& backend = run.backend;
+    d->recorded.resize(d->contexts.size());
+    std::unique_ptr<Capture>& recorded = d->recorded[context];
+    if (recorded) {
+        const Status status = backend.replay(*recorded);
+        if (status.code() != ErrorCode::kUnsupported)
+            return status.ok() ? run.progress(1.0) : status;
+        recorded.reset(); // memory has moved
+    }
+    const auto evaluate = [&] {
+        return transformer_.evaluate(run, d->tables, d->latents, d->contexts[context], d->velocity);
+    };
+    if (first || run.streamed || run.probe || d->unrecordable || !backend.begin_capture().ok())
+        return evaluate();
+    const Status status = evaluate();
+    const Status ended = backend.end_capture(&recorded);
+    if (status.code() == ErrorCode::kCancelled) return status;
+    if (status.ok() && ended.ok()) return Status();
+    d->unrecordable = true; // recording is a gain in time only
+    recorded.reset();
+    return evaluate();
+}
+
 // Velocity of the present state, guidance applied, into d->change.
 Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
                           Denoising* d) const {
+    BONSAI_TRY(transformer_.begin_step(run, d->tables, step));
     BONSAI_TRY(run.backend.write(d->latents, d->state.data()));
-    BONSAI_TRY(
-        transformer_.evaluate(run, d->tables, step, d->latents, d->contexts[0], d->velocity));
+    BONSAI_TRY(run_transformer(run, 0, step == 0, d));
     BONSAI_TRY(run.backend.read(d->velocity, d->change.data()));
     if (d->contexts.size() > 1) {
         Run quiet = run;
         quiet.probe = nullptr; // probes see the conditional pass
-        BONSAI_TRY(
-            transformer_.evaluate(quiet, d->tables, step, d->latents, d->contexts[1], d->velocity));
+        BONSAI_TRY(run_transformer(quiet, 1, step == 0, d));
         std::vector<float> unconditional(d->change.size());
         BONSAI_TRY(run.backend.read(d->velocity, unconditional.data()));
         for (size_t i = 0; i < d->change.size(); ++i)

@@ -101,6 +101,7 @@ class Pipeline {
                    std::vector<float>* latents);
     Status start_denoising(const Run& run, const Request& request,
                            const std::vector<const float*>& prompts, Denoising* d) const;
+    Status run_transformer(const Run& run, size_t context, bool first, Denoising* d) const;
     Status evaluate(const Run& run, const Request& request, int64_t step, Denoising* d) const;
     Status report_step(const Request& request, int64_t step, const std::vector<float>& sigmas,
                        const Denoising& d, Monitor& monitor);

@@ -13,8 +13,15 @@ namespace {
 constexpr int64_t kMlpRows = 1024;
 
 // Chunk `index` of a row of modulations.
-Tensor modulation(const Tensor& table, int64_t step, int64_t index, int64_t width) {
-    return table.slice_rows(step, 1).slice_cols(index * width, width);
+Tensor modulation(const Tensor& row, int64_t index, int64_t width) {
+    return row.slice_cols(index * width, width);
+}
+
+Status allocate_modulations(Arena& arena, int64_t steps, int64_t width, Modulations* out) {
+    BONSAI_TRY(arena.allocate(steps, 6 * width, &out->image));
+    BONSAI_TRY(arena.allocate(steps, 6 * width, &out->text));
+    BONSAI_TRY(arena.allocate(steps, 3 * width, &out->single));
+    return arena.allocate(steps, 2 * width, &out->out);
 }
 
 LinearArgs exact_linear(const Tensor& x, const Tensor& weight, const Tensor& out) {
@@ -178,10 +185,8 @@ Status Transformer::prepare(const Run& run, const std::vector<float>& timesteps,
     if (!arena.planning())
         BONSAI_TRY(write_rope(backend, text_tokens, latent_width, out->cos, out->sin));
 
-    BONSAI_TRY(arena.allocate(steps, 6 * width, &out->mod_image));
-    BONSAI_TRY(arena.allocate(steps, 6 * width, &out->mod_text));
-    BONSAI_TRY(arena.allocate(steps, 3 * width, &out->mod_single));
-    BONSAI_TRY(arena.allocate(steps, 2 * width, &out->mod_out));
+    BONSAI_TRY(allocate_modulations(arena, steps, width, &out->all));
+    BONSAI_TRY(allocate_modulations(arena, 1, width, &out->now));
     Tensor time, hidden, embedding;
     BONSAI_TRY(arena.allocate(steps, config_.time_channels, &time));
     BONSAI_TRY(arena.allocate(steps, width, &hidden));
@@ -192,17 +197,17 @@ Status Transformer::prepare(const Run& run, const std::vector<float>& timesteps,
     BONSAI_TRY(backend.linear(exact_linear(hidden, time_out_, embedding)));
     BONSAI_TRY(run.show("s0_temb", embedding.slice_rows(0, 1)));
     BONSAI_TRY(backend.silu({embedding, embedding}));
-    LinearArgs modulations = exact_linear(embedding, mod_image_, out->mod_image);
+    LinearArgs modulations = exact_linear(embedding, mod_image_, out->all.image);
     modulations.projections[1].weight = mod_text_;
-    modulations.projections[1].out = out->mod_text;
+    modulations.projections[1].out = out->all.text;
     modulations.projections[2].weight = mod_single_;
-    modulations.projections[2].out = out->mod_single;
+    modulations.projections[2].out = out->all.single;
     modulations.count = 3;
     BONSAI_TRY(backend.linear(modulations));
-    BONSAI_TRY(backend.linear(exact_linear(embedding, mod_out_, out->mod_out)));
-    BONSAI_TRY(run.show("s0_mod_img", out->mod_image.slice_rows(0, 1)));
-    BONSAI_TRY(run.show("s0_mod_txt", out->mod_text.slice_rows(0, 1)));
-    BONSAI_TRY(run.show("s0_mod_single", out->mod_single.slice_rows(0, 1)));
+    BONSAI_TRY(backend.linear(exact_linear(embedding, mod_out_, out->all.out)));
+    BONSAI_TRY(run.show("s0_mod_img", out->all.image.slice_rows(0, 1)));
+    BONSAI_TRY(run.show("s0_mod_txt", out->all.text.slice_rows(0, 1)));
+    BONSAI_TRY(run.show("s0_mod_single", out->all.single.slice_rows(0, 1)));
     for (Tensor* t : {&time, &hidden, &embedding})
         arena.release(t);
     run.done_with({time_in_, time_out_, mod_image_, mod_text_, mod_single_, mod_out_});
@@ -257,7 +262,7 @@ Status Transformer::mlp(const Run& run, const Tensor& in, const Tensor& h, const
 }
 
 Status Transformer::double_block(const Run& run, const DoubleBlock& w,
-                                 const TransformerTables& tables, int64_t step, int64_t text_tokens,
+                                 const TransformerTables& tables, int64_t text_tokens,
                                  const Buffers& b) const {
     Backend& backend = run.backend;
     const int64_t width = config_.width();
@@ -266,13 +271,12 @@ Status Transformer::double_block(const Run& run, const DoubleBlock& w,
         const Tensor& mod;
         int64_t first, rows;
     };
-    const Half halves[] = {{w.text, tables.mod_text, 0, text_tokens},
-                           {w.image, tables.mod_image, text_tokens, b.stream.rows - text_tokens}};
+    const Half halves[] = {{w.text, tables.now.text, 0, text_tokens},
+                           {w.image, tables.now.image, text_tokens, b.stream.rows - text_tokens}};
     for (const Half& half : halves) {
         const Tensor h = b.h.slice_rows(half.first, half.rows),
                      qkv = b.qkv.slice_rows(half.first, half.rows);
-        const Tensor shift = modulation(half.mod, step, 0, width),
-                     scale = modulation(half.mod, step, 1, width);
+        const Tensor shift = modulation(half.mod, 0, width), scale = modulation(half.mod, 1, width);
         BONSAI_TRY(backend.layer_norm(
             {b.stream.slice_rows(half.first, half.rows), scale, shift, h, config_.norm_eps}));
         LinearArgs args = linear_args(h, half.w.q, qkv.slice_cols(0, width));
@@ -290,37 +294,44 @@ Status Transformer::double_block(const Run& run, const DoubleBlock& w,
                      h = b.h.slice_rows(half.first, half.rows);
         const Tensor joined = b.joined.slice_rows(half.first, half.rows);
         BONSAI_TRY(backend.linear(linear_add_args(joined.slice_cols(0, width), half.w.out, stream,
-                                                  modulation(half.mod, step, 2, width))));
-        const Tensor shift = modulation(half.mod, step, 3, width),
-                     scale = modulation(half.mod, step, 4, width);
+                                                  modulation(half.mod, 2, width))));
+        const Tensor shift = modulation(half.mod, 3, width), scale = modulation(half.mod, 4, width);
         BONSAI_TRY(backend.layer_norm({stream, scale, shift, h, config_.norm_eps}));
         const Tensor activated = joined.slice_cols(width, config_.mlp_width);
         BONSAI_TRY(mlp(run, half.w.linear_in, h, b.hidden, activated));
-        BONSAI_TRY(backend.linear(linear_add_args(activated, half.w.linear_out, stream,
-                                                  modulation(half.mod, step, 5, width))));
+        BONSAI_TRY(backend.linear(
+            linear_add_args(activated, half.w.linear_out, stream, modulation(half.mod, 5, width))));
     }
     return Status();
 }
 
 Status Transformer::single_block(const Run& run, const SingleBlock& w,
-                                 const TransformerTables& tables, int64_t step,
-                                 const Buffers& b) const {
+                                 const TransformerTables& tables, const Buffers& b) const {
     Backend& backend = run.backend;
     const int64_t width = config_.width();
-    const Tensor shift = modulation(tables.mod_single, step, 0, width),
-                 scale = modulation(tables.mod_single, step, 1, width);
+    const Tensor shift = modulation(tables.now.single, 0, width),
+                 scale = modulation(tables.now.single, 1, width);
     BONSAI_TRY(backend.layer_norm({b.stream, scale, shift, b.h, config_.norm_eps}));
     BONSAI_TRY(backend.linear(linear_args(b.h, w.qkv, b.qkv)));
     BONSAI_TRY(rotate(run, tables, b.qkv, 0, b.qkv.rows, w.q_norm, w.k_norm));
     BONSAI_TRY(attend(run, b));
     BONSAI_TRY(mlp(run, w.mlp_in, b.h, b.hidden, b.joined.slice_cols(width, config_.mlp_width)));
     return backend.linear(
-        linear_add_args(b.joined, w.out, b.stream, modulation(tables.mod_single, step, 2, width)));
+        linear_add_args(b.joined, w.out, b.stream, modulation(tables.now.single, 2, width)));
 }
 
-Status Transformer::evaluate(const Run& run, const TransformerTables& tables, int64_t step,
-                             const Tensor& latents, const Tensor& context,
-                             const Tensor& velocity) const {
+Status Transformer::begin_step(const Run& run, const TransformerTables& tables,
+                               int64_t step) const {
+    Backend& backend = run.backend;
+    const Modulations &all = tables.all, &now = tables.now;
+    BONSAI_TRY(backend.copy(all.image.slice_rows(step, 1), now.image));
+    BONSAI_TRY(backend.copy(all.text.slice_rows(step, 1), now.text));
+    BONSAI_TRY(backend.copy(all.single.slice_rows(step, 1), now.single));
+    return backend.copy(all.out.slice_rows(step, 1), now.out);
+}
+
+Status Transformer::evaluate(const Run& run, const TransformerTables& tables, const Tensor& latents,
+                             const Tensor& context, const Tensor& velocity) const {
     Backend& backend = run.backend;
     const int64_t width = config_.width(), text = context.rows, image = latents.rows,
                   rows = text + image;
@@ -341,7 +352,7 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, in
     const double blocks = static_cast<double>(double_blocks_.size() + single_blocks_.size());
     double done = 0;
     for (size_t i = 0; i < double_blocks_.size(); ++i) {
-        BONSAI_TRY(double_block(run, double_blocks_[i], tables, step, text, b));
+        BONSAI_TRY(double_block(run, double_blocks_[i], tables, text, b));
         for (const Side* s : {&double_blocks_[i].image, &double_blocks_[i].text})
             if (run.streamed)
                 run.done_with({s->q, s->k, s->v, s->out, s->linear_in, s->linear_out});
@@ -351,14 +362,14 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, in
     }
     for (size_t i = 0; i < single_blocks_.size(); ++i) {
         const SingleBlock& w = single_blocks_[i];
-        BONSAI_TRY(single_block(run, w, tables, step, b));
+        BONSAI_TRY(single_block(run, w, tables, b));
         if (run.streamed) run.done_with({w.qkv, w.mlp_in, w.out});
         BONSAI_TRY(run.show("s0_single" + std::to_string(i), b.stream));
         BONSAI_TRY(run.progress(++done / blocks));
     }
     const Tensor h = b.h.slice_rows(text, image);
-    const Tensor scale = modulation(tables.mod_out, step, 0, width),
-                 shift = modulation(tables.mod_out, step, 1, width);
+    const Tensor scale = modulation(tables.now.out, 0, width),
+                 shift = modulation(tables.now.out, 1, width);
     BONSAI_TRY(backend.layer_norm({image_rows, scale, shift, h, config_.norm_eps}));
     BONSAI_TRY(backend.linear(exact_linear(h, proj_out_, velocity)));
     for (Tensor* t : {&b.stream, &b.h, &b.qkv, &b.joined, &b.hidden})

@@ -10,14 +10,20 @@
 
 namespace bonsai {
 
+// A row a step.
+struct Modulations {
+    Tensor image;  // [steps, 6 C]: shift, scale, gate of attention, then of the MLP
+    Tensor text;   // [steps, 6 C]
+    Tensor single; // [steps, 3 C]: shift, scale, gate
+    Tensor out;    // [steps, 2 C]: scale, shift
+};
+
 // Everything that is fixed during the steps of one picture size: rotations, and the modulations of
 // all steps.
 struct TransformerTables {
-    Tensor cos, sin;   // [S, head_dim / 2]
-    Tensor mod_image;  // [steps, 6 C]: shift, scale, gate of attention, then of the MLP
-    Tensor mod_text;   // [steps, 6 C]
-    Tensor mod_single; // [steps, 3 C]: shift, scale, gate
-    Tensor mod_out;    // [steps, 2 C]: scale, shift
+    Tensor cos, sin; // [S, head_dim / 2]
+    Modulations all;
+    Modulations now; // one row, of the step at hand: all steps run on the same addresses
 };
 
 class Transformer {
@@ -33,9 +39,12 @@ class Transformer {
     Status prepare(const Run& run, const std::vector<float>& timesteps, int64_t text_tokens,
                    int64_t latent_height, int64_t latent_width, TransformerTables* out) const;
 
+    // Before the evaluations of a step.
+    Status begin_step(const Run& run, const TransformerTables& tables, int64_t step) const;
+
     // One evaluation: latents [N, channels], context [T, C] -> velocity [N, channels].
-    Status evaluate(const Run& run, const TransformerTables& tables, int64_t step,
-                    const Tensor& latents, const Tensor& context, const Tensor& velocity) const;
+    Status evaluate(const Run& run, const TransformerTables& tables, const Tensor& latents,
+                    const Tensor& context, const Tensor& velocity) const;
 
     const WeightSet& weights() const { return weights_; }
     // Most that is resident at a time when a run is streamed.
@@ -73,9 +82,9 @@ class Transformer {
     Status mlp(const Run& run, const Tensor& in, const Tensor& h, const Tensor& hidden,
                const Tensor& out) const;
     Status double_block(const Run& run, const DoubleBlock& w, const TransformerTables& tables,
-                        int64_t step, int64_t text_tokens, const Buffers& b) const;
+                        int64_t text_tokens, const Buffers& b) const;
     Status single_block(const Run& run, const SingleBlock& w, const TransformerTables& tables,
-                        int64_t step, const Buffers& b) const;
+                        const Buffers& b) const;
 
     TransformerConfig config_;
     WeightSet weights_;
