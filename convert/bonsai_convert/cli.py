@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import time
-from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from .jsonfile import brief, is_plain
 from .parts import KINDS, open_part
 from .plan import Choices, Plan, make_plan
 from .progress import Progress, size_text, time_text
+from .report import Report, plan_lines, refuse_inexact
 from .safetensors import Files
 from .source import Source, hub_listing, is_hub_id, licence, open_source
 from .verify import verify
@@ -49,9 +49,9 @@ def version() -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        description="Make one model file from a FLUX.2-klein-style checkpoint in diffusers "
-        "layout. Without options nothing is lost: low-bit weights are packed and proved equal, "
-        "everything else keeps its type.",
+        description="Make one model file from a FLUX.2-klein-style checkpoint, unpacked or in the "
+        "packing of another runtime. Without options nothing is lost: low-bit weights are packed "
+        "and proved equal, everything else keeps its type.",
         epilog="Exit codes: 0 done, 1 failed (the message says why), 2 wrong command line, "
         "130 interrupted.",
     )
@@ -89,6 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="same as --text-encoder q4 --aux q8 --vae f16; these three override it",
     )
+    a("--report", metavar="FILE", type=Path, help="write what became of each tensor as JSON")
+    a("--strict", action="store_true", help="fail rather than store a number that differs")
     a("--dry-run", action="store_true", help="show types, sizes and disk space; write nothing")
     a(
         "--verify",
@@ -149,28 +151,6 @@ class Checkpoint:
         }
 
 
-def describe(plan: Plan, total: int) -> list[str]:
-    """Tensors, types and bytes of each part, for --dry-run and the final summary."""
-    parts = {"te": "text encoder", "dit": "transformer", "vae": "vae"}
-    lines = []
-    for prefix, label in parts.items():
-        rows = defaultdict(lambda: [0, 0, 0])
-        for item in plan.items:
-            if item.info.name.startswith(prefix + "."):
-                row = rows[item.found.entry.format, item.info.type.name]
-                row[0] += 1
-                row[1] += item.found.entry.nbytes
-                row[2] += item.info.nbytes
-        lines.append(f"{label}: {size_text(sum(r[2] for r in rows.values()))}")
-        for (source, target), (count, before, after) in sorted(rows.items()):
-            lines.append(
-                f"  {count:4d} tensors  {source:4s} {size_text(before):>10s} -> "
-                f"{target:6s} {size_text(after):>10s}"
-            )
-    lines.append(f"{plan.variant} model, {len(plan.items)} tensors, {size_text(total)} ({total} B)")
-    return lines + [f"note: {n}" for n in plan.notes]
-
-
 def check_disk(output: Path, total: int) -> str:
     """A line about free space; an error when the file does not fit."""
     folder = output.parent
@@ -188,7 +168,10 @@ def check_disk(output: Path, total: int) -> str:
     return f"{folder}: {size_text(free)} free, the file fits"
 
 
-def write_model(files: Files, plan: Plan, keys: dict[str, gguf.Value], output: Path) -> None:
+def write_model(
+    files: Files, keys: dict[str, gguf.Value], args: argparse.Namespace, report: Report
+) -> None:
+    plan, output = report.plan, args.output
     total = sum(i.found.entry.nbytes for i in plan.items)
     infos = [i.info for i in plan.items]
 
@@ -200,9 +183,13 @@ def write_model(files: Files, plan: Plan, keys: dict[str, gguf.Value], output: P
         with closing(stream.in_order(work, stream.pieces(plan.items))) as results:
             for piece, encoded in results:
                 writer.write(encoded.data)
+                report.piece(piece.item, encoded, piece.last)
                 progress.advance(piece.source_bytes, piece.item.info.name)
                 if piece.last:
                     writer.end_tensor()
+        if args.report:
+            about = {"converter": f"convert.py {version()}", "model": str(output)}
+            report.write(args.report, about | {"source": str(args.source)})
         writer.commit()
 
 
@@ -222,20 +209,24 @@ def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) 
         plan = make_plan(files, checkpoint.tensors, choices_of(args), whole)
         keys = checkpoint.all_keys(plan.variant, args.name)
         total = file_size(plan, keys)
+        notes = checkpoint.notes + plan.notes
+        if args.strict:
+            refuse_inexact(plan)
         if args.dry_run:
-            print("\n".join(describe(plan, total)))
+            print("\n".join(plan_lines(plan, notes, total)))
             print(check_disk(output, total))
             return 0
         check_disk(output, total)
         start = time.monotonic()
+        report = Report(plan, notes, args.strict)
         try:
-            write_model(files, plan, keys, output)
+            write_model(files, keys, args, report)
             break
         except stream.Contradiction:
             # A sample of rows gave a wrong kind: look at all groups of all tensors and start over.
             if whole:
                 raise
-    print("\n".join(describe(plan, total)))
+    print("\n".join(report.lines(total)))
     proved = sum(i.how == "groups" for i in plan.items)
     if proved:
         print(f"{proved} low-bit tensors decoded again and found equal to the source")
@@ -265,6 +256,10 @@ def run_verify(args: argparse.Namespace, source: Source, files: Files) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.verify and (args.output or args.dry_run):
         raise UsageError("--verify writes nothing: leave out -o and --dry-run")
+    if args.report and not args.output:
+        raise UsageError("--report belongs to a conversion: give -o FILE")
+    if args.report and not args.report.parent.is_dir():
+        raise UsageError(f"--report: no directory {args.report.parent}")
     if not (args.verify or args.output or args.dry_run):
         raise UsageError("-o FILE is required")
     if args.name is not None and not is_plain(args.name):
