@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+from support import hostile_gguf
+
 
 def test_info(cli):
     text = cli("info", cli.model)
@@ -55,3 +57,29 @@ def test_list_devices(cli):
     devices = [json.loads(line) for line in cli("--list-devices", "--json").out.splitlines()]
     assert devices[0]["id"] == "cpu" and devices[0]["memory_total"] > 0
     assert devices[0]["threads"] >= 1
+
+
+def test_files_of_other_programs(cli):
+    """Told what they are, what they lack and which command makes a model of them."""
+    names = ["double_stream_modulation_img.lin.weight", "double_blocks.0.img_mlp.0.weight"]
+    records = [hostile_gguf.record(n, (256, 1), 10, 96 * i) for i, n in enumerate(names)]
+    path = cli.folder / "klein it's.gguf"
+    path.write_bytes(hostile_gguf.gguf(records=records, data=bytes(192)))
+    command = (
+        "bonsai-convert --transformer 'klein it'\\''s.gguf' --text-encoder QWEN3-4B "
+        "--vae FLUX2-VAE -o model.gguf"
+    )
+    text = cli("info", path.name)
+    assert text.code == 0 and command in text.out and "Q2_K cannot hold ternary" in text.out
+    data = json.loads(cli("info", path.name, "--json").out)
+    assert data["command"] == command and data["runnable"] is False and len(data["notes"]) == 1
+    assert data["missing"] == ["a Qwen3 text encoder", "a FLUX.2 VAE", "the tokenizer"]
+    drawn = cli("-m", path.name, "-p", "x")
+    assert drawn.code == 3 and command in drawn.err
+    verified = cli("verify", path.name)
+    assert verified.code == 3 and "no hashes" in verified.err
+
+
+def test_info_of_a_whole_model_says_so(cli):
+    data = json.loads(cli("info", "--json").out)
+    assert data["runnable"] is True and data["missing"] == [] and data["command"] is None

@@ -355,7 +355,7 @@ def _hashes() -> Iterator[tuple[str, str, bytes]]:
         keys = [key("bonsai.tensor_sha256", ARRAY, array(STRING, hashes))] if hashes else []
         return name, words, one(keys=keys)
 
-    yield hashed("hashes-missing", "the key bonsai.tensor_sha256 is missing")
+    yield hashed("hashes-missing", "it holds no hashes")
     yield hashed("hashes-too-many", "2 hashes for 1 tensors", "0" * 64, "0" * 64)
     yield hashed("hash-wrong", "tensor t is damaged", "0" * 64)
     yield hashed("hash-escape", "the file was made with ?[2J; download", "\x1b[2J")

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 
+#include "core/identify.h"
 #include "core/sha256.h"
 #include "core/utf8.h"
 
@@ -133,11 +134,6 @@ std::map<std::pair<std::string, std::string>, Share> shares_of(const GgufFile& f
     return shares;
 }
 
-bool is_bonsai(const GgufFile& file) {
-    std::string_view architecture;
-    return file.get("general.architecture", &architecture).ok() && architecture == "bonsai";
-}
-
 std::string shape_of(const GgufTensor& t, const char* separator) {
     std::string out;
     for (int d = t.dims - 1; d >= 0; --d)
@@ -147,15 +143,38 @@ std::string shape_of(const GgufTensor& t, const char* separator) {
 
 } // namespace
 
+static std::string identity_text(const Identity& id) {
+    std::string out = "  " + id.what + (id.runnable ? ": ready to draw\n" : "\n");
+    if (!id.missing.empty()) {
+        out += "  to draw with it, add:";
+        for (const std::string& part : id.missing)
+            out += (part == id.missing.front() ? " " : ", ") + part;
+        out += "\n";
+    }
+    for (const std::string& note : id.notes)
+        out += "  note: " + note + "\n";
+    if (!id.command.empty()) return out + "  this makes a model to draw with: " + id.command + "\n";
+    return id.runnable ? out : out + "  nothing makes it one that this engine draws with\n";
+}
+
+static std::string identity_json(const Identity& id) {
+    const auto list = [](const std::vector<std::string>& texts) {
+        std::string out = "[";
+        for (const std::string& text : texts)
+            out += (out.size() > 1 ? ", " : "") + quoted(text);
+        return out + "]";
+    };
+    return "\"is\": " + quoted(id.what) + ", \"runnable\": " + (id.runnable ? "true" : "false") +
+           ", \"missing\": " + list(id.missing) + ", \"notes\": " + list(id.notes) +
+           ", \"command\": " + (id.command.empty() ? "null" : quoted(id.command));
+}
+
 std::string describe_text(const GgufFile& file) {
     std::string out =
         format("%s\n  GGUF version 3, %.1f MB, %zu tensors, %zu keys\n",
                legible(file.file().path()).c_str(), static_cast<double>(file.file().size()) / 1e6,
                file.tensors().size(), file.keys().size());
-    out += is_bonsai(file) ? "  a bonsai model: ready to draw\n"
-                           : "  not a bonsai model: this engine runs what convert.py makes from a "
-                             "checkpoint directory "
-                             "(convert.py CHECKPOINT -o model.gguf)\n";
+    out += identity_text(identify(file));
     out += "\nparts\n";
     for (const auto& [key, share] : shares_of(file))
         out += format(
@@ -172,9 +191,8 @@ std::string describe_text(const GgufFile& file) {
 
 std::string describe_json(const GgufFile& file) {
     std::string out = "{\"path\": " + quoted(file.file().path(), SIZE_MAX);
-    out += format(", \"bytes\": %llu, \"bonsai\": %s, \"keys\": {",
-                  static_cast<unsigned long long>(file.file().size()),
-                  is_bonsai(file) ? "true" : "false");
+    out += format(", \"bytes\": %llu, ", static_cast<unsigned long long>(file.file().size()));
+    out += identity_json(identify(file)) + ", \"keys\": {";
     const char* comma = "";
     for (const auto& [key, value] : file.keys()) {
         // Long arrays (a vocabulary) are given by their length.
@@ -199,6 +217,12 @@ std::string describe_json(const GgufFile& file) {
 Status verify_hashes(const GgufFile& file,
                      const std::function<Status(double, std::string_view)>& progress) {
     std::vector<std::string_view> hashes;
+    const Identity id = identify(file);
+    if (!id.is_bonsai && !file.has("bonsai.tensor_sha256"))
+        return fail(ErrorCode::kUnsupported,
+                    "%s: %s; it holds no hashes, so its weights cannot be verified. Its header and "
+                    "the extent of its tensors are sound; `bonsai-cli info` tells what it lacks",
+                    file.file().path().c_str(), id.what.c_str());
     BONSAI_TRY(file.get("bonsai.tensor_sha256", &hashes));
     if (hashes.size() != file.tensors().size())
         return fail(ErrorCode::kFormat, "%s: %zu hashes for %zu tensors",

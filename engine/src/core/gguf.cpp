@@ -22,6 +22,8 @@ constexpr uint64_t kMaxDim = uint64_t(1)
                              << 40; // a product of four is then checked without overflow
 constexpr uint64_t kMaxAlignment = 1 << 16;
 
+constexpr uint32_t kQ2Id = 42, kPq2Id = 142; // see settle_type_42
+
 struct TypeName {
     uint32_t id;
     const char* name;
@@ -296,6 +298,31 @@ Status GgufFile::parse_tensors(GgufCursor& cursor, uint64_t tensor_count) {
     return Status();
 }
 
+// Id 42 is Q2_0 with blocks of 64 weights in 18 bytes; a fork first gave that id to its 128 weights
+// in 34 bytes, now PQ2_0. The space up to the next tensor tells, and where padding hides the
+// difference, the other tensors of the file do.
+void GgufFile::settle_type_42(uint64_t data_start, uint64_t mask) {
+    const auto pad = [&](uint64_t bytes) { return (bytes + mask) & ~mask; };
+    const uint64_t end = file_->size() > data_start ? file_->size() - data_start : 0;
+    bool fork = false;
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        const GgufTensor& t = tensors_[i];
+        if (t.type_id != kQ2Id || t.ne[0] % 128 != 0) continue;
+        const bool last = i + 1 == tensors_.size();
+        const uint64_t next = last ? end : tensors_[i + 1].offset;
+        if (next < t.offset) continue;
+        const uint64_t space = next - t.offset, blocks = t.elements() / 128 * 34;
+        const bool fits = space == pad(blocks) || (last && space == blocks);
+        fork = fork || (fits && space < t.bytes);
+    }
+    if (!fork) return;
+    for (GgufTensor& t : tensors_) {
+        if (t.type_id != kQ2Id || t.ne[0] % 128 != 0) continue;
+        t.type_id = kPq2Id;
+        t.bytes = t.elements() / 128 * 34;
+    }
+}
+
 // Turns offsets into the data, which begins behind the header, into offsets into the file.
 Status GgufFile::place_tensors(uint64_t header_end) {
     const std::string& path = file_->path();
@@ -308,6 +335,7 @@ Status GgufFile::place_tensors(uint64_t header_end) {
                     static_cast<unsigned long long>(kMaxAlignment));
     const uint64_t mask = static_cast<uint64_t>(alignment) - 1;
     const uint64_t data_start = (header_end + mask) & ~mask;
+    settle_type_42(data_start, mask);
     uint64_t expected = 0; // tensors follow each other in order, each padded
     for (GgufTensor& tensor : tensors_) {
         const std::string name = printable(tensor.name);

@@ -43,7 +43,9 @@ enum class GgufType : uint32_t {
 
 struct GgufTensor {
     std::string_view name;
-    uint32_t type_id = 0; // as in the file; may be one that this engine cannot read
+    // As in the file, but 142 for the 128-weight blocks that old files call 42; may be one that
+    // this engine cannot read.
+    uint32_t type_id = 0;
     int dims = 0;
     uint64_t ne[4] = {1, 1, 1, 1};
     uint64_t offset = 0; // from the start of the file
@@ -95,6 +97,7 @@ class GgufFile {
     Status parse(GgufCursor& cursor);
     Status parse_keys(GgufCursor& cursor, uint64_t key_count);
     Status parse_tensors(GgufCursor& cursor, uint64_t tensor_count);
+    void settle_type_42(uint64_t data_start, uint64_t mask);
     Status place_tensors(uint64_t header_end);
     Status find_value(std::string_view key, const GgufValue** out) const;
     Status find_array(std::string_view key, uint64_t most, const GgufValue** out) const;

@@ -3,6 +3,7 @@
 
 #include <numeric>
 
+#include "core/identify.h"
 #include "core/utf8.h"
 
 namespace bonsai {
@@ -173,6 +174,10 @@ Status read_schedule(const GgufFile& file, ScheduleConfig* c) {
 
 Status read_config(const GgufFile& file, Config* c) {
     const char* path = file.file().path().c_str();
+    const Identity id = identify(file);
+    if (!id.is_bonsai && !id.command.empty()) // a part of a model, in the names of others
+        return fail(ErrorCode::kUnsupported, "%s: %s, expected a bonsai model; this makes one: %s",
+                    path, id.what.c_str(), id.command.c_str());
     std::string_view architecture;
     BONSAI_TRY(file.get("general.architecture", &architecture));
     if (architecture != "bonsai")
