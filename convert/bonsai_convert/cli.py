@@ -17,7 +17,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from . import config, gguf, layout, stream, tokenizer
+from . import config, gguf, layout, singles, stream, tokenizer
 from .errors import ConvertError, UsageError
 from .jsonfile import brief, is_plain
 from .parts import KINDS, open_part
@@ -25,11 +25,12 @@ from .plan import Choices, Plan, make_plan
 from .progress import Progress, size_text, time_text
 from .report import Report, plan_lines, refuse_inexact
 from .safetensors import Files
-from .source import Source, hub_listing, is_hub_id, licence, open_source
+from .source import Source, hub_listing, is_hub_id, licence
 from .verify import verify
 
 FORMAT_VERSION = 1
 _COMPACT = {"text_encoder": "q4", "aux": "q8", "vae": "f16"}
+_TYPES = {"text_encoder": ("keep", "bf16", "f16", "q8", "q4"), "vae": ("keep", "f16")}
 
 
 def version() -> str:
@@ -56,7 +57,13 @@ def make_parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     a = p.add_argument
-    a("source", metavar="SOURCE", help="checkpoint directory, or a Hugging Face Hub id owner/name")
+    a(
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        help="checkpoint directory, or a Hugging Face Hub id owner/name; may be left out when the "
+        "three parts are given",
+    )
     a("-o", "--output", metavar="FILE", type=Path, help="model file to write (*.gguf)")
     a(
         "--weights",
@@ -71,10 +78,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="ternary codes in 1.75 or 2.125 bits a weight (default: ptq1_0)",
     )
     a(
+        "--transformer",
+        metavar="PART",
+        type=Path,
+        help="transformer to take: a file (safetensors of diffusers, BFL or ComfyUI, .pt of "
+        "gemlite, GGUF) or a directory",
+    )
+    a(
         "--text-encoder",
-        choices=("keep", "bf16", "f16", "q8", "q4"),
-        default=None,
-        help="matrices of the text encoder (default: keep)",
+        metavar="TYPE|PART",
+        action="append",
+        default=[],
+        help=f"matrices of the text encoder as TYPE: {', '.join(_TYPES['text_encoder'])} (default: "
+        "keep); or the encoder to take: a file (safetensors, GGUF of llama.cpp) or a directory; "
+        "may be given twice",
     )
     a(
         "--aux",
@@ -82,7 +99,21 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="other matrices of the transformer: embedders, modulations (default: keep)",
     )
-    a("--vae", choices=("keep", "f16"), default=None, help="VAE weights (default: keep)")
+    a(
+        "--vae",
+        metavar="TYPE|PART",
+        action="append",
+        default=[],
+        help="VAE weights as TYPE: keep, f16 (default: keep); or the VAE to take: a file or a "
+        "directory; may be given twice",
+    )
+    a(
+        "--tokenizer",
+        metavar="PLACE",
+        type=Path,
+        help="directory of tokenizer.json, or a GGUF file (default: in or beside the text encoder)",
+    )
+    a("--base", action="store_true", help="the single-file transformer is FLUX.2 klein base")
     a("--no-encoder", action="store_true", help="leave out the VAE's encoder (text to image only)")
     a(
         "--compact",
@@ -102,6 +133,28 @@ def make_parser() -> argparse.ArgumentParser:
     a("--name", help="name of the model in the file (default: from SOURCE)")
     a("--version", action="version", version=f"%(prog)s {version()}")
     return p  # fmt: skip
+
+
+def split_parts(args: argparse.Namespace) -> dict[str, Path]:
+    """Options that name a type or a part: types stay in `args`, the parts are returned."""
+    given = {} if args.transformer is None else {"transformer": args.transformer}
+    for kind, types in _TYPES.items():
+        values = getattr(args, kind)
+        places = [Path(v) for v in values if v not in types]
+        option = "--" + kind.replace("_", "-")
+        if len(places) > 1 or len(values) - len(places) > 1:
+            raise UsageError(f"{option}: one type and one part at most")
+        for place in places:
+            if not place.exists():
+                raise UsageError(
+                    f"{option} {place}: no such file or directory, and no type ({', '.join(types)})"
+                )
+            given[kind] = place
+        setattr(args, kind, next((v for v in values if v in types), None))
+    if args.source is None and len(given) < 3:
+        raise UsageError("SOURCE is required, or --transformer, --text-encoder and --vae with "
+                         "the parts")  # fmt: skip
+    return given
 
 
 def choices_of(args: argparse.Namespace) -> Choices:
@@ -264,13 +317,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("-o FILE is required")
     if args.name is not None and not is_plain(args.name):
         raise UsageError("--name must be text of one line")
-    if args.dry_run and is_hub_id(args.source):
+    parts = split_parts(args)
+    if args.dry_run and args.source and is_hub_id(args.source):
         listing = hub_listing(args.source, args.revision)
         print("\n".join(f"{size_text(n):>10s}  {name}" for name, n in listing))
         print(f"{size_text(sum(n for _, n in listing))} to fetch unless cached; types and sizes "
               "need the weights: repeat with the fetched directory")  # fmt: skip
         return 0
-    source = open_source(args.source, args.revision)
+    given = singles.Given(parts, args.tokenizer, args.base)
+    source = singles.open_source(args.source, args.revision, given)
+    args.source = args.source or source.name  # for messages
     files = Files()
     try:
         if args.verify:

@@ -11,8 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Union
 
-from . import config, gemlite, hqq, mlx, safetensors, torchfile
+from . import (
+    config,
+    foreign_gguf,
+    fp8,
+    gemlite,
+    gguf,
+    hqq,
+    mlx,
+    rename,
+    safetensors,
+    torchfile,
+)
 from .errors import ConvertError
 from .safetensors import Entry
 from .tensor import Tensor
@@ -90,7 +102,14 @@ def _stem(folder: Path, kind: str) -> str:
     return stem if stem in there or len(there) != 1 else there.pop()
 
 
-def open_container(kind: str, path: Path) -> dict[str, Entry] | TorchFile:
+def is_gguf(path: Path) -> bool:
+    return path.is_file() and _starts_with(path, gguf.MAGIC)
+
+
+Container = Union[dict[str, Entry], TorchFile, gguf.Reader]
+
+
+def open_container(kind: str, path: Path) -> Container:
     """Named arrays of a file, or of a folder with one checkpoint in it."""
     if path.is_dir():
         file = _torch_file(path)
@@ -99,6 +118,8 @@ def open_container(kind: str, path: Path) -> dict[str, Entry] | TorchFile:
         return torchfile.read(file)
     if _starts_with(path, torchfile.MAGIC):
         return torchfile.read(path)
+    if is_gguf(path):
+        return gguf.Reader(path)
     return safetensors.read_header(path)
 
 
@@ -138,8 +159,24 @@ def _claim_mlx(kind: str, path: Path, entries: dict[str, Entry]) -> Part | None:
     return Part("MLX", path, mlx.tensors(kind, entries, quantization_settings(path)))
 
 
+def _claim_renamed(kind: str, path: Path, entries: dict[str, Entry]) -> Part | None:
+    """Single files of BFL and ComfyUI: other names, prefixes, 8-bit floats."""
+    tensors = rename.select(kind, entries, path)
+    if tensors is None:
+        return None
+    layout = "safetensors"
+    if fp8.is_fp8(tensors):
+        tensors, layout = fp8.combine(tensors), "safetensors, 8-bit floats"
+    whose, tensors = rename.to_model_names(kind, tensors)
+    return Part(layout + (f", {whose}" if whose else ""), path, tensors)
+
+
 def _claim_plain(kind: str, path: Path, entries: dict[str, Entry]) -> Part:
     return Part("safetensors", path, dict(entries))
+
+
+def _claim_gguf(kind: str, path: Path, content: gguf.Reader) -> Part:
+    return Part(*foreign_gguf.open_tensors(kind, path, content))
 
 
 def _claim_gemlite(kind: str, path: Path, content: TorchFile) -> Part | None:
@@ -170,8 +207,9 @@ def _claim_state_dict(kind: str, path: Path, content: TorchFile) -> Part:
 Claim = Callable[[str, Path, object], "Part | None"]
 # For each container the layouts in the order in which they are tried; the last takes what is left.
 LAYOUTS: dict[str, list[Claim]] = {
-    "safetensors": [_claim_mlx, _claim_plain],
+    "safetensors": [_claim_mlx, _claim_renamed, _claim_plain],
     "torch": [_claim_gemlite, _claim_hqq, _claim_state_dict],
+    "gguf": [_claim_gguf],
 }
 
 
@@ -179,4 +217,6 @@ def open_part(kind: str, path: Path) -> Part:
     """One component, from a folder or a file."""
     content = open_container(kind, path)
     container = "torch" if isinstance(content, TorchFile) else "safetensors"
+    if isinstance(content, gguf.Reader):
+        container = "gguf"
     return next(p for claim in LAYOUTS[container] if (p := claim(kind, path, content)) is not None)

@@ -26,6 +26,10 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_STEPS = (
+    {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
+    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+)
 _RESAVE = "save the tokenizer again with transformers (AutoTokenizer ... save_pretrained)"
 _ONLY_QWEN = "the engine implements Qwen2's tokenizer only"
 # What klein's prompt is made of; a template without them belongs to another model.
@@ -54,14 +58,12 @@ def _check_steps(s: Settings) -> None:
     ):
         raise s.fail("pre_tokenizer", "a sequence of Split and ByteLevel", _ONLY_QWEN)
     split, byte_level = steps
-    wanted = ("Split", {"Regex": PATTERN}, "Isolated", False)
-    if tuple(split.get(k) for k in ("type", "pattern", "behavior", "invert")) != wanted:
+    if any(split.get(k) != v for k, v in _STEPS[0].items()):
         raise ConvertError(
             f"{s.path}: 'pre_tokenizer' splits by {brief(split.get('pattern'))}, expected Qwen2's "
             f"pattern; {_ONLY_QWEN}"
         )
-    wanted = ("ByteLevel", False, False)
-    if tuple(byte_level.get(k) for k in ("type", "add_prefix_space", "use_regex")) != wanted:
+    if any(byte_level.get(k) != v for k, v in _STEPS[1].items()):
         raise s.fail(
             "pre_tokenizer", "ByteLevel without prefix space and pattern as second step", _ONLY_QWEN
         )
@@ -161,11 +163,11 @@ def _named_token(settings: Settings, key: str, default: str, ids: dict[str, int]
     return ids[text]
 
 
-def _chat_template(folder: Path, settings: Settings) -> str:
-    path = folder / "chat_template.jinja"
+def _chat_template(place: Path, settings: Settings) -> str:
+    path = place / "chat_template.jinja"
     try:
         text = jsonfile.read_bytes(path, MAX_TEMPLATE).decode("utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         path = settings.path
         text = settings.get("chat_template", None)
         if isinstance(text, list):  # several named templates
@@ -175,7 +177,7 @@ def _chat_template(folder: Path, settings: Settings) -> str:
         raise ConvertError(f"{path}: cannot be read: {e}") from e
     if not isinstance(text, str):
         raise ConvertError(
-            f"{folder}: no chat template (chat_template.jinja, or 'chat_template' in "
+            f"{place}: no chat template (chat_template.jinja, or 'chat_template' in "
             f"tokenizer_config.json); {_RESAVE}"
         )
     # Templates build these strings by pieces, so only the pieces can be looked for.
@@ -190,10 +192,55 @@ def _chat_template(folder: Path, settings: Settings) -> str:
     return text
 
 
-def gguf_keys(folder: Path, vocab_size: int) -> dict[str, gguf.Value]:
-    """The tokenizer.* keys. Rows of the embedding without a token become unused '[PADn]'."""
-    s = Settings(folder / "tokenizer.json", _RESAVE, MAX_FILE)
-    settings = Settings(folder / "tokenizer_config.json", _RESAVE, MAX_FILE)
+def _from_gguf(path: Path) -> tuple[dict, dict]:
+    """tokenizer.json and tokenizer_config.json, as far as they are read here, of a GGUF file."""
+    keys = gguf.Reader(path).keys
+
+    def listed(name: str, kind: type) -> list:
+        value = keys.get(f"tokenizer.ggml.{name}")
+        if not isinstance(value, list) or not all(type(v) is kind for v in value):
+            raise ConvertError(f"{path}: key 'tokenizer.ggml.{name}' is no list of {kind.__name__}")
+        return value
+
+    for name, wanted in (("model", "gpt2"), ("pre", "qwen2")):
+        found = keys.get(f"tokenizer.ggml.{name}")
+        if found != wanted:
+            raise ConvertError(
+                f"{path}: key 'tokenizer.ggml.{name}' is {brief(found)}, expected '{wanted}'; "
+                + _ONLY_QWEN
+            )
+    tokens, types = listed("tokens", str), listed("token_type", int)
+    if len(tokens) != len(types):
+        raise ConvertError(f"{path}: {len(tokens)} tokens, {len(types)} types of tokens")
+    normal = {t: i for i, (t, kind) in enumerate(zip(tokens, types)) if kind == NORMAL}
+    if len(normal) != types.count(NORMAL):
+        raise ConvertError(f"{path}: a token stands twice in 'tokenizer.ggml.tokens'")
+    settings = {"chat_template": keys.get("tokenizer.chat_template")}
+    for key, name in (("pad_token", "padding"), ("eos_token", "eos")):
+        number = keys.get(f"tokenizer.ggml.{name}_token_id")
+        if type(number) is int and 0 <= number < len(tokens):
+            settings[key] = tokens[number]
+    return {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"pretokenizers": list(_STEPS)},
+        "model": {"type": "BPE", "vocab": normal, "merges": listed("merges", str)},
+        "added_tokens": [
+            {"id": i, "content": t, "special": kind == CONTROL}
+            for i, (t, kind) in enumerate(zip(tokens, types))
+            if kind in (CONTROL, USER_DEFINED)
+        ],
+    }, settings
+
+
+def gguf_keys(place: Path, vocab_size: int) -> dict[str, gguf.Value]:
+    """The tokenizer.* keys, from a folder or a GGUF file. Rows of the embedding without a token
+    become unused '[PADn]'."""
+    if place.is_file():
+        data, options = _from_gguf(place)
+        s, settings = Settings(data, label=str(place)), Settings(options, label=str(place))
+    else:
+        s = Settings(place / "tokenizer.json", _RESAVE, MAX_FILE)
+        settings = Settings(place / "tokenizer_config.json", _RESAVE, MAX_FILE)
     _check_steps(s)
     tokens, vocab = _vocabulary(s, vocab_size)
     merges = _merges(s, vocab)
@@ -212,5 +259,5 @@ def gguf_keys(folder: Path, vocab_size: int) -> dict[str, gguf.Value]:
         "tokenizer.ggml.eos_token_id": gguf.u32(
             _named_token(settings, "eos_token", "<|im_end|>", added)
         ),
-        "tokenizer.chat_template": gguf.string(_chat_template(folder, settings)),
+        "tokenizer.chat_template": gguf.string(_chat_template(place, settings)),
     }
