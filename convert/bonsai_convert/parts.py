@@ -79,10 +79,15 @@ def _torch_file(folder: Path) -> Path | None:
     """The .pt file of a folder that holds no safetensors."""
     if _visible(folder, ".safetensors") or _visible(folder, _INDEX):
         return None
-    found = [p for p in _visible(folder, ".pt") if _starts_with(p, torchfile.MAGIC)]
+    found = _visible(folder, ".pt")
     if len(found) > 1:
         names = ", ".join(p.name for p in found)
         raise ConvertError(f"{folder}: {len(found)} .pt files ({names}), expected one")
+    if found and not _starts_with(found[0], torchfile.MAGIC):
+        raise ConvertError(
+            f"{found[0]}: no ZIP archive, so not written by torch 1.6 or later; save it again "
+            "with a newer one, or as safetensors"
+        )
     return found[0] if found else None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support import hostile_convert, hostile_gguf, hostile_png  # noqa: E402
+from support import hostile_convert, hostile_gguf, hostile_png, hostile_torch  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "hostile"
 
@@ -28,7 +28,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "data" / "hostile"
 def all_cases() -> dict[str, tuple[str, str, bytes]]:
     """File -> (reader, words, bytes)."""
     cases: dict[str, tuple[str, str, bytes]] = {}
-    for module in (hostile_gguf, hostile_png, hostile_convert):
+    for module in (hostile_gguf, hostile_png, hostile_convert, hostile_torch):
         for file, reader, words, data in module.cases():
             assert file not in cases, file
             cases[file] = (reader, words, data)
