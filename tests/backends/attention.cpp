@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "device_case.h"
+
+namespace backend_test {
+
+namespace {
+
+struct Shape {
+    int64_t queries, keys;
+    int heads, kv_heads, head_dim;
+    bool causal;
+};
+// Heads that fill a tile and heads that do not, shared key heads, fewer keys than queries, tiles of
+// queries and keys that end early.
+const Shape kShapes[] = {
+    {1, 1, 1, 1, 8, false},      {5, 7, 2, 1, 24, false},      {97, 193, 2, 1, 40, false},
+    {64, 64, 1, 1, 16, false},   {130, 200, 4, 2, 128, false}, {300, 300, 2, 2, 128, true},
+    {260, 140, 4, 1, 96, true},  {200, 20, 2, 1, 32, true},    {150, 150, 4, 2, 64, true},
+    {385, 513, 2, 2, 72, false}, {33, 100, 1, 1, 136, false},  {150, 150, 2, 1, 160, true},
+    {100, 256, 1, 1, 512, false}};
+
+std::string name_of(const Shape& s, int64_t gap) {
+    return format("%lld queries, %lld keys, %d heads on %d of %d%s, gap %lld",
+                  static_cast<long long>(s.queries), static_cast<long long>(s.keys), s.heads,
+                  s.kv_heads, s.head_dim, s.causal ? ", causal" : "", static_cast<long long>(gap));
+}
+
+// `into_q`: the result takes the place of the queries.
+void compare(Pair& pair, const Shape& s, int64_t gap, float spread, float scale, bool into_q,
+             double allowed) {
+    Case c(pair, name_of(s, gap));
+    const int64_t width = int64_t{s.heads} * s.head_dim,
+                  kv_width = int64_t{s.kv_heads} * s.head_dim;
+    const Operand q = c.random(s.queries, width, gap, gap, 0, spread),
+                  k = c.random(s.keys, kv_width, gap + 8, gap, 0, spread),
+                  v = c.random(s.keys, kv_width, gap + 24, gap, 0, spread),
+                  out = into_q ? q : c.room(s.queries, width, gap, gap);
+    c.run([&](Side side) {
+        AttentionArgs args;
+        args.q = q[side], args.k = k[side], args.v = v[side], args.out = out[side];
+        args.heads = s.heads, args.kv_heads = s.kv_heads, args.head_dim = s.head_dim;
+        args.scale = scale / std::sqrt(static_cast<float>(s.head_dim)), args.causal = s.causal;
+        return side.backend.attention(args);
+    });
+    c.expect_close(out, allowed);
+}
+
+// Rounding of wide heads to f16 counts in both precisions: they appear in the VAE only.
+double allowed(const Shape& s, double narrow) {
+    return s.head_dim > 128 ? 2e-3 : narrow;
+}
+
+} // namespace
+
+// f16 operands: each rounding is at most 2^-11 of a number, some five of them meet.
+TEST(device_attention_fast) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const Shape& s : kShapes)
+            for (const int64_t gap : {0, 3})
+                compare(pair, s, gap, 1, 2, false, allowed(s, 2e-3));
+    });
+}
+
+TEST(device_attention_exact) {
+    for_each_device(Precision::kExact, [](Pair& pair) {
+        for (const Shape& s : kShapes)
+            for (const int64_t gap : {0, 3})
+                compare(pair, s, gap, 1, 2, false, allowed(s, 3e-5));
+        compare(pair, {100, 130, 2, 1, 128, false}, 0, 1e-20f, 1, false, 3e-5);
+        compare(pair, {100, 130, 2, 1, 64, true}, 0, 1e6f, 1e-11f, false, 3e-5);
+    });
+}
+
+TEST(device_attention_special_scales) {
+    for (const Precision precision : {Precision::kFast, Precision::kExact}) {
+        for_each_device(precision, [](Pair& pair) {
+            for (const float scale : {0.0f, -1.5f}) {
+                compare(pair, {70, 90, 2, 1, 128, true}, 0, 1, scale, false, 2e-3);
+                compare(pair, {70, 90, 2, 1, 200, true}, 0, 1, scale, false, 2e-3);
+            }
+        });
+    }
+}
+
+TEST(device_attention_into_queries) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const int head_dim : {64, 128, 192})
+            compare(pair, {200, 150, 2, 2, head_dim, false}, 0, 1, 1, true, 2e-3);
+    });
+}
+
+// The key of the largest logit comes last, later blocks of keys each move the maximum.
+TEST(device_attention_rising_logits) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const int head_dim : {32, 128}) {
+            Case c(pair, format("heads of %d", head_dim));
+            const Operand q = c.filled(150, head_dim, [](int64_t, int64_t d) { return d == 0; }),
+                          k = c.filled(700, head_dim,
+                                       [](int64_t j, int64_t d) {
+                                           return d == 0 ? 0.25f * static_cast<float>(j) : 0.0f;
+                                       }),
+                          v = c.random(700, head_dim), out = c.room(150, head_dim);
+            c.run([&](Side side) {
+                return side.backend.attention(
+                    {q[side], k[side], v[side], out[side], 1, 1, head_dim, 1.0f, false});
+            });
+            c.expect_close(out, 2e-3);
+        }
+    });
+}
+
+} // namespace backend_test
