@@ -42,8 +42,9 @@ bool is_demo(const fs::path& model) {
 fs::path first_model(const fs::path& folder) {
     std::error_code error;
     fs::path first;
-    for (const auto& entry : fs::directory_iterator(folder, error)) {
-        const fs::path& path = entry.path();
+    for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error)) { // a range-based loop would throw when a later read fails
+        const fs::path& path = entry->path();
         if (path.extension() != ".gguf") continue;
         if (first.empty() ||
             std::make_pair(is_demo(path), path) < std::make_pair(is_demo(first), first))
