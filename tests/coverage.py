@@ -31,6 +31,7 @@ READERS = [
     "core/mapped_file.cpp",
     "core/png.cpp",
     "core/utf8.cpp",
+    "model/added_tokens.cpp",
     "model/bpe.cpp",
     "model/config.cpp",
     "model/tokenizer.cpp",

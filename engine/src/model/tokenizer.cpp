@@ -124,15 +124,7 @@ Status Tokenizer::init(const TokenizerData& data) {
                         quoted(data.tokens[i]).c_str(), type);
         usable[i] = type == kNormal ? 1 : type == kUnused ? 0 : 2;
     }
-    std::sort(added_.begin(), added_.end(), [](const AddedToken& a, const AddedToken& b) {
-        const auto first_a = static_cast<uint8_t>(a.text[0]),
-                   first_b = static_cast<uint8_t>(b.text[0]);
-        return first_a != first_b ? first_a < first_b : a.text.size() > b.text.size();
-    });
-    for (const AddedToken& token : added_)
-        ++added_begin_[static_cast<uint8_t>(token.text[0]) + 1];
-    for (int b = 0; b < 256; ++b)
-        added_begin_[b + 1] += added_begin_[b];
+    added_.build();
     return bpe_.init(data.tokens, usable, data.merges);
 }
 
@@ -153,25 +145,8 @@ Status Tokenizer::add_token(std::string_view text, int32_t id) {
     if (find_invalid_utf8(text) != std::string_view::npos)
         return fail(ErrorCode::kFormat, "tokenizer token %d, %s, is not valid UTF-8", id,
                     quoted(text).c_str());
-    added_.push_back({std::string(text), id});
+    added_.add(text, id);
     return {};
-}
-
-// The leftmost added token at or behind `from`, of several at one place the longest; null if there
-// is none.
-const Tokenizer::AddedToken* Tokenizer::find_added(std::string_view text, size_t from,
-                                                   size_t* position) const {
-    for (size_t i = from; i < text.size(); ++i) {
-        const auto first = static_cast<uint8_t>(text[i]);
-        for (uint32_t k = added_begin_[first]; k < added_begin_[first + 1]; ++k) {
-            const std::string& candidate = added_[k].text;
-            if (text.compare(i, candidate.size(), candidate) == 0) {
-                *position = i;
-                return &added_[k];
-            }
-        }
-    }
-    return nullptr;
 }
 
 void Tokenizer::encode_plain(std::string_view text, Scratch* scratch,
@@ -214,7 +189,7 @@ Status Tokenizer::encode(std::string_view text, std::vector<int32_t>* ids) const
     Scratch scratch;
     for (size_t from = 0; from < text.size();) {
         size_t position = text.size();
-        const AddedToken* added = find_added(text, from, &position);
+        const AddedToken* added = added_.find(text, from, &position);
         encode_plain(text.substr(from, position - from), &scratch, ids);
         from = position;
         if (added != nullptr) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "model/added_tokens.h"
 #include "model/bpe.h"
 
 namespace bonsai {
@@ -51,24 +52,17 @@ class Tokenizer {
     int32_t vocab_size() const { return vocab_size_; }
 
   private:
-    struct AddedToken {
-        std::string text;
-        int32_t id;
-    };
     struct Scratch;
 
     Tokenizer() = default;
     Status init(const TokenizerData& data);
     Status add_token(std::string_view text, int32_t id);
-    const AddedToken* find_added(std::string_view text, size_t from, size_t* position) const;
     void encode_plain(std::string_view text, Scratch* scratch, std::vector<int32_t>* ids) const;
 
     int32_t vocab_size_ = 0;
     int32_t pad_id_ = 0;
     Bpe bpe_;
-    std::vector<AddedToken> added_; // grouped by first byte, longest first in a group
-    uint32_t added_begin_[257] =
-        {}; // the group of a first byte b is [added_begin_[b], added_begin_[b + 1])
+    AddedTokens added_;
 };
 
 // The tokenizer that stands in the keys tokenizer.ggml.* of a model file.
