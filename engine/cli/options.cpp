@@ -78,6 +78,10 @@ const Spec kSpecs[] = {
      [](Options& o, const std::string& v) { o.timestep_dtype = parse_choice("--timestep-dtype", v, dtype_names()); }},
     {"Picture", "--from", "", "PNG", kDrawing, "repeat a picture that bonsai drew; options given beside it win",
      [](Options& o, const std::string& v) { o.from = v; }},
+    {"Picture", "--save-embeds", "", "FILE", kDrawing, "also write what the text encoder makes of the prompt",
+     [](Options& o, const std::string& v) { o.save_embeds = v; }},
+    {"Picture", "--load-embeds", "", "FILE", kDrawing, "draw the prompt of such a file, without the text encoder",
+     [](Options& o, const std::string& v) { o.load_embeds = v; }},
 
     {"Model and device", "--model", "-m", "FILE", kDrawing | kModelFile, "GGUF model (default: $BONSAI_MODEL, else an installed one)",
      [](Options& o, const std::string& v) { o.model = v; }},
@@ -266,7 +270,11 @@ Options parse_options(const std::vector<std::string>& arguments) {
             parser.positional(argument);
     }
     const Options& o = parser.options;
-    if (o.command == Command::kDraw && !o.prompt && !o.from)
+    if (o.load_embeds && o.prompt)
+        usage("--load-embeds brings a prompt of its own: leave --prompt out");
+    if (o.load_embeds && o.save_embeds)
+        usage("--load-embeds and --save-embeds exclude each other: copy the file");
+    if (o.command == Command::kDraw && !o.prompt && !o.from && !o.load_embeds)
         usage("no prompt; for example: bonsai-cli -p \"a red apple on a blue background\"");
     return o;
 }

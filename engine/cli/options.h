@@ -14,7 +14,7 @@ enum class Command { kDraw, kInfo, kVerify, kDoctor, kDevices, kDryRun, kVersion
 // Empty: not given, the model file or the library decides.
 struct Options {
     Command command = Command::kDraw;
-    std::optional<std::string> prompt, model, output, from, device;
+    std::optional<std::string> prompt, model, output, from, device, save_embeds, load_embeds;
     std::optional<int32_t> width, height, steps, images, threads;
     std::optional<int32_t> precision, noise_dtype,
         timestep_dtype; // values of the enums in bonsai.h

@@ -301,6 +301,15 @@ BONSAI_API bonsai_status bonsai_prompt_tokenize(bonsai_context* ctx, const char*
 BONSAI_API bonsai_status bonsai_prompt_encode(bonsai_context* ctx, const char* prompt, float* out,
                                               size_t count);
 
+/* Encodes the prompt, unless it is among the last ones used, and writes what came out to a file.
+ * Precision and device of ctx count, as they do in a picture. */
+BONSAI_API bonsai_status bonsai_embeds_save(bonsai_context* ctx, const char* prompt,
+                                            const char* path);
+
+/* Reads such a file of the same model (its hash is compared): *prompt gets the text, released with
+ * bonsai_free, and the pictures of this prompt that ctx draws next need no text encoder. */
+BONSAI_API bonsai_status bonsai_embeds_load(bonsai_context* ctx, const char* path, char** prompt);
+
 /* count standard normals, bit for bit those of torch.randn with a CPU generator (x86-64 with AVX2);
  * count >= 16. */
 BONSAI_API bonsai_status bonsai_noise(uint64_t seed, float* out, size_t count);

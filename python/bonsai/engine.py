@@ -237,6 +237,25 @@ class Engine:
             self._interruptible(ctx, call)
         return out
 
+    def save_embeds(self, prompt: str, path: str | os.PathLike) -> None:
+        """Writes what encode_prompt computes to a file, from which load_embeds takes it."""
+        data, file = encode("prompt", prompt), encode("path", path)
+        with self._use() as ctx:
+            self._interruptible(ctx, lambda: check(lib.bonsai_embeds_save(ctx, data, file)))
+
+    def load_embeds(self, path: str | os.PathLike) -> str:
+        """Reads a file of save_embeds, which must be of the same model; returns its prompt.
+
+        Pictures of this prompt that are drawn next need no text encoder.
+        """
+        out = ffi.new("char **")
+        with self._use() as ctx:
+            check(lib.bonsai_embeds_load(ctx, encode("path", path), out))
+        try:
+            return text(out[0])
+        finally:
+            lib.bonsai_free(out[0])
+
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of the template around the prompt, cut to max_tokens, not padded."""
         ids = ffi.new("int32_t[]", self._info.max_tokens)

@@ -86,6 +86,20 @@ def test_encode_prompt(shared_engine):
     assert np.array_equal(a, shared_engine.encode_prompt("an apple"))
 
 
+def test_embeds(shared_engine, model, tmp_path):
+    path = tmp_path / "apple.gguf"
+    shared_engine.save_embeds("ein Apfel 🍎", path)
+    with Engine(model) as engine:
+        assert engine.load_embeds(path) == "ein Apfel 🍎"
+        loaded = engine.generate("ein Apfel 🍎", seed=3, **SMALL)
+    drawn = shared_engine.generate("ein Apfel 🍎", seed=3, **SMALL)
+    assert np.array_equal(np.asarray(loaded), np.asarray(drawn))
+    with pytest.raises(bonsai.ModelError, match="expected prompt embeddings"):
+        shared_engine.load_embeds(model)
+    with pytest.raises(bonsai.FileError):
+        shared_engine.load_embeds(tmp_path / "missing.gguf")
+
+
 def test_tokenize(shared_engine):
     empty, text = shared_engine.tokenize(""), shared_engine.tokenize("an apple")
     assert 0 < len(empty) < len(text) and all(isinstance(i, int) for i in text)

@@ -245,3 +245,35 @@ def test_precisions_differ_and_threads_do_not(cli):
     read = {name: pixels(cli.folder / f"{name}.png") for name in ("fast", "exact", "one", "two")}
     assert np.array_equal(read["one"], read["two"]) and np.array_equal(read["one"], read["fast"])
     assert not np.array_equal(read["fast"], read["exact"])
+
+
+def test_embeds(cli):
+    cli.draw("-p", "ein Bär", "--save-embeds", "bear.gguf", "--seed", "1", "-o", "first.png")
+    again = cli.draw("--load-embeds", "bear.gguf", "--seed", "1", "--json", "-o", "again.png")
+    assert (cli.folder / "first.png").read_bytes() == (cli.folder / "again.png").read_bytes()
+    assert json.loads(again.out)["prompt"] == "ein Bär"
+    assert cli("verify", "bear.gguf").code == 0
+    other = cli.draw("--from", "first.png", "--load-embeds", "bear.gguf", "-o", "other.png")
+    assert other.code == 0 and metadata(cli.folder / "other.png")["prompt"] == "ein Bär"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--load-embeds", "x", "-p", "y"], 2, "leave --prompt out"),
+        (["--load-embeds", "x", "--save-embeds", "y"], 2, "exclude each other"),
+        (["--load-embeds", "missing.gguf"], 3, "missing.gguf"),
+        (["-p", "x", "--save-embeds", "no/such/folder"], 1, "no/such/folder"),
+    ],
+)
+def test_embeds_refused(cli, arguments, code, words):
+    result = cli(*arguments, "-o", "out.png")
+    assert result.code == code and words in result.err and cli.files() == []
+
+
+def test_embeds_of_another_model(cli, converted):
+    cli.draw("-p", "x", "--save-embeds", "x.gguf", "-o", "x.png")
+    result = cli("-m", converted("tiny", weights="binary"), "--load-embeds", "x.gguf")
+    assert result.code == 3 and "of another model" in result.err
+    result = cli("--load-embeds", cli.model)
+    assert result.code == 3 and "expected prompt embeddings" in result.err

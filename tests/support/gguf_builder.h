@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "selftest/gguf_builder.h"
+#include "core/gguf_builder.h"
 
 #ifdef _WIN32
 #include <process.h>

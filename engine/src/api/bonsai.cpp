@@ -467,6 +467,27 @@ bonsai_status bonsai_prompt_encode(bonsai_context* ctx, const char* prompt, floa
     });
 }
 
+bonsai_status bonsai_embeds_save(bonsai_context* ctx, const char* prompt, const char* path) {
+    return guarded([&]() -> Status {
+        if (!ctx || !prompt || !path) return missing(!ctx ? "ctx" : !prompt ? "prompt" : "path");
+        Turn turn(ctx);
+        BONSAI_TRY(turn.take());
+        return ctx->pipeline->save_embeds(prompt, path);
+    });
+}
+
+bonsai_status bonsai_embeds_load(bonsai_context* ctx, const char* path, char** prompt) {
+    return guarded([&]() -> Status {
+        if (!ctx || !path || !prompt) return missing(!ctx ? "ctx" : !path ? "path" : "prompt");
+        *prompt = nullptr;
+        Turn turn(ctx);
+        BONSAI_TRY(turn.take());
+        std::string text;
+        BONSAI_TRY(ctx->pipeline->load_embeds(path, &text));
+        return text_out(text, prompt);
+    });
+}
+
 bonsai_status bonsai_noise(uint64_t seed, float* out, size_t count) {
     return guarded([&]() -> Status {
         if (!out) return missing("out");

@@ -217,13 +217,18 @@ struct Pipeline::Eviction {
     }
 };
 
-Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* out) {
+// Outside of a picture.
+Status Pipeline::encode_one(const std::string& prompt, Prompt* out) {
     BONSAI_TRY(check_text_memory());
     const Request request;
     Monitor monitor(cancelled_, file_->file(), request);
-    Prompt encoded;
     const Eviction after{*this, {&text_encoder_.weights()}};
-    BONSAI_TRY(encode(prompt, monitor, 0, 1, &encoded));
+    return encode(prompt, monitor, 0, 1, out);
+}
+
+Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* out) {
+    Prompt encoded;
+    BONSAI_TRY(encode_one(prompt, &encoded));
     *out = std::move(encoded.rows);
     return Status();
 }
@@ -237,14 +242,7 @@ Status Pipeline::encode_all(const Request& request, Monitor& monitor) {
     const Eviction after{*this, {&text_encoder_.weights()}};
     const double share = 1.0 / static_cast<double>(texts.size());
     for (size_t i = 0; i < texts.size(); ++i) {
-        const auto known = std::find_if(recent_.begin(), recent_.end(), [&](const auto& prompt) {
-            return prompt->text == texts[i];
-        });
-        std::shared_ptr<const Prompt> prompt;
-        if (known != recent_.end()) {
-            prompt = *known;
-            recent_.erase(known);
-        }
+        std::shared_ptr<const Prompt> prompt = take_recent(texts[i]);
         if (!prompt || request.probe) {
             const auto made = std::make_shared<Prompt>();
             BONSAI_TRY(
@@ -252,10 +250,49 @@ Status Pipeline::encode_all(const Request& request, Monitor& monitor) {
             prompt = made;
         }
         encoded_.push_back(prompt);
-        recent_.insert(recent_.begin(), prompt);
+        remember(prompt);
     }
-    const size_t rows = encoded_[0]->rows.size() * sizeof(float);
-    recent_.resize(std::min(recent_.size(), std::max(texts.size(), kRecentBytes / rows)));
+    return Status();
+}
+
+// The encoded prompt if it is among the last used, where it is no more then.
+std::shared_ptr<const Prompt> Pipeline::take_recent(const std::string& text) {
+    const auto known = std::find_if(recent_.begin(), recent_.end(),
+                                    [&](const auto& prompt) { return prompt->text == text; });
+    if (known == recent_.end()) return nullptr;
+    const std::shared_ptr<const Prompt> prompt = *known;
+    recent_.erase(known);
+    return prompt;
+}
+
+// A prompt and, with guidance, the empty one are kept whatever their size.
+void Pipeline::remember(const std::shared_ptr<const Prompt>& prompt) {
+    recent_.insert(recent_.begin(), prompt);
+    const size_t bytes = prompt->rows.size() * sizeof(float);
+    recent_.resize(std::min(recent_.size(), std::max<size_t>(2, kRecentBytes / bytes)));
+}
+
+EmbedsShape Pipeline::embeds_shape() const {
+    return {hash_, config_.text.max_tokens, config_.text.prompt_width()};
+}
+
+Status Pipeline::save_embeds(const std::string& text, const std::string& path) {
+    std::shared_ptr<const Prompt> prompt = take_recent(text);
+    if (!prompt) {
+        const auto made = std::make_shared<Prompt>();
+        BONSAI_TRY(encode_one(text, made.get()));
+        prompt = made;
+    }
+    remember(prompt);
+    return write_embeds(path, embeds_shape(), *prompt);
+}
+
+Status Pipeline::load_embeds(const std::string& path, std::string* text) {
+    const auto prompt = std::make_shared<Prompt>();
+    BONSAI_TRY(read_embeds(path, embeds_shape(), prompt.get()));
+    take_recent(prompt->text);
+    remember(prompt);
+    *text = prompt->text;
     return Status();
 }
 

@@ -9,6 +9,7 @@
 
 #include "bonsai.h"
 #include "model/config.h"
+#include "model/embeds.h"
 #include "model/sampler.h"
 #include "model/text_encoder.h"
 #include "model/tokenizer.h"
@@ -61,6 +62,10 @@ class Pipeline {
     Status tokenize(const std::string& prompt, std::vector<int32_t>* ids) const;
     // [max_tokens, prompt_width]
     Status encode_prompt(const std::string& prompt, std::vector<float>* out);
+    // An encoded prompt as a file; one that was loaded is not encoded again while it is among the
+    // last used.
+    Status save_embeds(const std::string& prompt, const std::string& path);
+    Status load_embeds(const std::string& path, std::string* prompt);
     Status plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan) const;
 
     void cancel() { cancelled_ = true; }
@@ -76,12 +81,6 @@ class Pipeline {
     const VaeDecoder& vae() const { return vae_; }
 
   private:
-    struct Prompt {
-        std::string text;
-        std::vector<float> rows; // [max_tokens, prompt_width]
-        int32_t tokens = 0;      // real ones
-        bool truncated = false;
-    };
     // Where a stage stands, for progress and memory statistics.
     struct Monitor;
     // State of one picture between steps.
@@ -95,6 +94,10 @@ class Pipeline {
     Status encode_all(const Request& request, Monitor& monitor);
     Status encode(const std::string& prompt, Monitor& monitor, double first, double share,
                   Prompt* out);
+    Status encode_one(const std::string& prompt, Prompt* out);
+    std::shared_ptr<const Prompt> take_recent(const std::string& text);
+    void remember(const std::shared_ptr<const Prompt>& prompt);
+    EmbedsShape embeds_shape() const;
     Status draw_all(const Request& request, std::vector<Picture>* out);
     Status draw(const Request& request, Monitor& monitor, Picture* picture);
     Status denoise(const Request& request, uint64_t seed, Monitor& monitor,

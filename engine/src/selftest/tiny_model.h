@@ -8,7 +8,7 @@
 
 #include "core/dtype.h"
 #include "core/status.h"
-#include "selftest/gguf_builder.h"
+#include "core/gguf_builder.h"
 
 namespace bonsai {
 

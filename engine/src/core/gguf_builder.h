@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Makes the bytes of small GGUF files, also of wrong ones for the tests.
+// Makes the bytes of GGUF files that fit in memory, also of wrong ones for the tests.
 #pragma once
 
 #include <cstdint>
