@@ -14,11 +14,12 @@ Parts make_parts(const LinearArgs& args, unsigned mask, int tile_rows) {
         part.weight = static_cast<const uint8_t*>(p.weight.data);
         part.rows = static_cast<int>(p.weight.rows);
         part.first_tile = parts.tiles;
-        part.out = p.out.f32();
+        part.out = p.out.data;
         part.out_stride = p.out.stride;
         part.bias = p.bias.empty() ? nullptr : p.bias.f32();
         part.gate = p.gate.empty() ? nullptr : p.gate.f32();
         part.accumulate = p.accumulate;
+        part.half = p.out.dtype == DType::kF16;
         parts.tiles += (part.rows + tile_rows - 1) / tile_rows;
         parts.dtype = p.weight.dtype;
     }
@@ -36,7 +37,8 @@ unsigned same_type(const LinearArgs& args, int i) {
 }
 
 Status project_quantized(const Context& context, const QuantizedRows& x, const LinearArgs& args,
-                         unsigned mask) {
+                         unsigned mask, DType dtype) {
+    if (linear_hopper_serves(context, dtype)) return linear_hopper(context, x, args, mask);
     return linear_int8(context, x, args, mask);
 }
 
@@ -53,7 +55,7 @@ Status linear_quantized(const Context& context, const QuantizedRows& x, const Li
         if ((done >> i & 1) != 0) continue;
         const unsigned mask = same_type(args, i);
         done |= mask;
-        BONSAI_TRY(project_quantized(context, x, args, mask));
+        BONSAI_TRY(project_quantized(context, x, args, mask, args.projections[i].weight.dtype));
     }
     return {};
 }
@@ -76,7 +78,7 @@ Status linear(const Context& context, const LinearArgs& args) {
             BONSAI_TRY(allocate_quantized(context, args.x.rows, args.x.cols, &quantized));
             BONSAI_TRY(quantize_rows(context, args.x, quantized));
         }
-        BONSAI_TRY(project_quantized(context, quantized, args, mask));
+        BONSAI_TRY(project_quantized(context, quantized, args, mask, dtype));
     }
     return {};
 }

@@ -15,21 +15,51 @@ __device__ __forceinline__ const Part& part_of(const Parts& parts, int tile) {
     return parts.part[i];
 }
 
-// What bias, gate and accumulate do to the outputs of one feature.
-struct Epilogue {
-    float bias, gate;
-    bool accumulate;
-    __device__ __forceinline__ Epilogue(const Part& part, int n) {
-        const bool inside = n < part.rows;
-        bias = part.bias && inside ? __ldg(part.bias + n) : 0.0f;
-        gate = part.gate && inside ? __ldg(part.gate + n) : 1.0f;
-        accumulate = part.accumulate;
+// The bits of an f16; what is finite stays finite.
+__device__ __forceinline__ __half half_of(float y) {
+    const __half nearest = __float2half_rn(y);
+    return __hisinf(nearest) != 0 && fabsf(y) <= 3.402823466e38f
+               ? __float2half_rn(copysignf(65504.0f, y))
+               : nearest;
+}
+
+// Outputs of feature n: value(i) for token first + step(i), i < kCount, as far as the tokens are
+// below `rows`; bias, gate and accumulation included.
+template <int kCount, typename Step, typename Value>
+__device__ __forceinline__ void store_feature(const Part& part, int n, int64_t rows, int64_t first,
+                                              Step step, Value value) {
+    if (n >= part.rows || first >= rows) return;
+    const float bias = part.bias ? __ldg(part.bias + n) : 0.0f;
+    const float gate = part.gate ? __ldg(part.gate + n) : 1.0f;
+    const int left = static_cast<int>(min(rows - first, int64_t{1} << 20));
+    const auto stride = static_cast<int>(part.out_stride);
+    const int64_t begin = first * part.out_stride + n;
+    if (part.accumulate) {
+        constexpr int kBatch = kCount < 8 ? kCount : 8; // loads under way at a time
+        float* out = static_cast<float*>(part.out) + begin;
+#pragma unroll
+        for (int at = 0; at < kCount; at += kBatch) {
+            float before[kBatch];
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i)
+                if (at + i < kCount && step(at + i) < left) before[i] = out[step(at + i) * stride];
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i)
+                if (at + i < kCount && step(at + i) < left)
+                    out[step(at + i) * stride] = fmaf(gate, value(at + i) + bias, before[i]);
+        }
+    } else if (part.half) {
+        __half* out = static_cast<__half*>(part.out) + begin;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+            if (step(i) < left) out[step(i) * stride] = half_of(value(i) + bias);
+    } else {
+        float* out = static_cast<float*>(part.out) + begin;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+            if (step(i) < left) out[step(i) * stride] = value(i) + bias;
     }
-    __device__ __forceinline__ void store(float* out, float y) const {
-        y += bias;
-        *out = accumulate ? fmaf(gate, y, *out) : y;
-    }
-};
+}
 
 // Four 8x8 matrices of 16-bit elements from shared memory; lane i gives the address of row i % 8 of
 // matrix i / 8.

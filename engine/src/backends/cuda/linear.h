@@ -12,11 +12,12 @@ struct Part {
     const uint8_t* weight;
     int rows;       // N
     int first_tile; // in the launch's tiles of W rows
-    float* out;
+    void* out;      // f32, or f16 where `half`
     int64_t out_stride;
     const float* bias; // or null
     const float* gate; // or null
     bool accumulate;
+    bool half;
 };
 // Projections of one weight type, run by one launch.
 struct Parts {
@@ -31,6 +32,12 @@ Parts make_parts(const LinearArgs& args, unsigned mask, int tile_rows);
 // int8 x with block-quantised W.
 Status linear_int8(const Context& context, const QuantizedRows& x, const LinearArgs& args,
                    unsigned mask);
+// The same for low-bit W on compute capability 9.0, in wgmma. tokens: the width of a tile, of
+// kHopperWidths; 0 for the one that leaves the fewest multiprocessors idle.
+constexpr int kHopperWidths[] = {128, 144, 160, 192};
+bool linear_hopper_serves(const Context& context, DType dtype);
+Status linear_hopper(const Context& context, const QuantizedRows& x, const LinearArgs& args,
+                     unsigned mask, int tokens = 0, bool pair = false);
 // f32 x with any W.
 Status linear_exact(const Context& context, const LinearArgs& args, unsigned mask);
 // The same for at most kGemvRows tokens.

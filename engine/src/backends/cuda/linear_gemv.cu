@@ -126,13 +126,14 @@ __global__ void __launch_bounds__(32 * kWarps)
             }
         }
     __syncthreads();
-    const int row = threadIdx.x / kGemvRows, m = threadIdx.x % kGemvRows;
+    const int row = threadIdx.x / kGemvRows;
+    const int64_t m = threadIdx.x % kGemvRows;
     const int n = tile * kSlabRows + row;
     if (row >= kSlabRows || m >= x.rows || n >= part.rows) return;
     float y = partial[0][row][m];
     for (int w = 1; w < (kSlab ? kWarps : 1); ++w)
         y += partial[w][row][m];
-    Epilogue(part, n).store(part.out + m * part.out_stride + n, y);
+    store_feature<1>(part, n, x.rows, m, [](int) { return 0; }, [&](int) { return y; });
 }
 
 template <DType kType> void launch(const Context& context, const Parts& parts, const Rows& x) {

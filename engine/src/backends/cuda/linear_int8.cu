@@ -83,17 +83,10 @@ template <DType kType> class Tile {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const int n = row_ + kSlabRows * t + 8 * h + (lane_ >> 2);
-                if (n >= part.rows) continue;
-                const Epilogue epilogue(part, n);
-#pragma unroll
-                for (int j = 0; j < kWarpColumns; ++j)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        const int m = first_token_ + column_ + 8 * j + 2 * (lane_ & 3) + e;
-                        if (m < x_.rows)
-                            epilogue.store(part.out + m * part.out_stride + n,
-                                           sum_[t][j][2 * h + e]);
-                    }
+                const int64_t first = first_token_ + column_ + 2 * (lane_ & 3);
+                store_feature<2 * kWarpColumns>(
+                    part, n, x_.rows, first, [](int i) { return 8 * (i >> 1) + (i & 1); },
+                    [&](int i) { return sum_[t][i >> 1][2 * h + (i & 1)]; });
             }
     }
 

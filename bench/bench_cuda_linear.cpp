@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// bonsai-bench-cuda-linear: rates of the CUDA backend's matrix products at the transformer's and
+// the encoder's shapes. Random weights and activations; medians of CUDA events around one launch
+// each.
+//   bonsai-bench-cuda-linear [repeats]
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <vector>
+
+#include "backends/cuda/linear.h"
+#include "backends/cuda/memory.h"
+#include "core/half.h"
+
+using namespace bonsai;
+using namespace bonsai::cuda;
+
+namespace {
+
+struct Bench {
+    std::shared_ptr<Memory> memory;
+    std::unique_ptr<Scratch> scratch;
+    Context context;
+    int repeats = 20;
+    uint64_t random = 7;
+
+    uint64_t bits() {
+        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+        return random;
+    }
+};
+
+void require(const Status& status) {
+    if (status.ok()) return;
+    std::fprintf(stderr, "%s\n", status.message().c_str());
+    std::exit(1);
+}
+void require(cudaError_t code, const char* what) {
+    require(check(code, what));
+}
+
+struct Matrix {
+    void* data = nullptr;
+    explicit Matrix(size_t bytes) { require(cudaMalloc(&data, bytes), "cudaMalloc"); }
+    ~Matrix() { cudaFree(data); }
+    Matrix(const Matrix&) = delete;
+    Matrix& operator=(const Matrix&) = delete;
+};
+
+// Codes are random bytes, scales 1 / 64; a third code of two-bit types does occur, which costs the
+// same.
+std::vector<uint8_t> random_weight(Bench& bench, DType dtype, int64_t rows, int64_t cols) {
+    const DTypeInfo& info = dtype_info(dtype);
+    std::vector<uint8_t> bytes(row_bytes(dtype, cols) * static_cast<size_t>(rows));
+    if (!is_block_quantized(dtype)) {
+        for (size_t i = 0; i < bytes.size(); i += info.bytes) {
+            const float value = static_cast<float>(static_cast<int8_t>(bench.bits() >> 20)) / 4096;
+            const uint32_t f32 = f32_bits(value), f16 = f32_to_f16(value);
+            const uint32_t stored = dtype == DType::kF32   ? f32
+                                    : dtype == DType::kF16 ? f16
+                                                           : f32 >> 16;
+            for (size_t b = 0; b < info.bytes; ++b)
+                bytes[i + b] = static_cast<uint8_t>(stored >> 8 * b);
+        }
+        return bytes;
+    }
+    for (size_t i = 0; i + 8 <= bytes.size(); i += 8) {
+        const uint64_t v = bench.bits();
+        for (size_t b = 0; b < 8; ++b)
+            bytes[i + b] = static_cast<uint8_t>(v >> 8 * b);
+    }
+    const size_t at = dtype == DType::kPTQ1_0 ? 26 : 0;
+    for (size_t i = 0; i < bytes.size(); i += info.bytes) {
+        bytes[i + at] = 0, bytes[i + at + 1] = 0x24;
+        if (dtype == DType::kQ4_1) bytes[i + 2] = 0, bytes[i + 3] = 0xA4;
+    }
+    return bytes;
+}
+
+// Median milliseconds of one run.
+double median(Bench& bench, const std::function<void()>& body) {
+    cudaEvent_t begin, end;
+    require(cudaEventCreate(&begin), "event");
+    require(cudaEventCreate(&end), "event");
+    std::vector<float> times;
+    for (int i = -3; i < bench.repeats; ++i) {
+        require(cudaEventRecord(begin, bench.context.stream), "event");
+        body();
+        require(cudaEventRecord(end, bench.context.stream), "event");
+        require(cudaEventSynchronize(end), "event");
+        float ms = 0;
+        require(cudaEventElapsedTime(&ms, begin, end), "event");
+        if (i >= 0) times.push_back(ms);
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    std::sort(times.begin(), times.end());
+    return static_cast<double>(times[times.size() / 2]);
+}
+
+// Largest difference of two device buffers, relative to the second's root mean square.
+double difference(const void* a, const void* b, size_t count) {
+    std::vector<float> x(count), y(count);
+    require(cudaMemcpy(x.data(), a, count * 4, cudaMemcpyDeviceToHost), "copy");
+    require(cudaMemcpy(y.data(), b, count * 4, cudaMemcpyDeviceToHost), "copy");
+    double largest = 0, squares = 0;
+    for (size_t i = 0; i < count; ++i) {
+        const double d = std::fabs(static_cast<double>(x[i]) - static_cast<double>(y[i]));
+        largest = d <= largest ? largest : d; // a NaN stays
+        squares += static_cast<double>(y[i]) * static_cast<double>(y[i]);
+    }
+    return largest / std::sqrt(squares / static_cast<double>(count));
+}
+
+void run_case(Bench& bench, DType dtype, int64_t m, int64_t n, int64_t k, bool exact) {
+    const std::vector<uint8_t> packed = random_weight(bench, dtype, n, k);
+    Tensor raw{dtype, n, k, k, nullptr};
+    const DeviceWeight target = device_weight(raw);
+    const auto elements = static_cast<size_t>(m * n);
+    Matrix file(packed.size()), weight(target.bytes), x(static_cast<size_t>(m * k) * 4),
+        out(elements * 4), other(elements * 4);
+    require(cudaMemcpy(file.data, packed.data(), packed.size(), cudaMemcpyHostToDevice), "copy");
+    raw.data = file.data;
+    if (target.repack) require(repack_weight(bench.context.stream, raw, weight.data));
+    std::vector<float> values(static_cast<size_t>(m * k));
+    for (float& v : values) {
+        const uint64_t r = bench.bits();
+        v = static_cast<float>((r & 0xFFFF) + (r >> 16 & 0xFFFF) + (r >> 32 & 0xFFFF)) / 32768 - 3;
+    }
+    require(cudaMemcpy(x.data, values.data(), values.size() * 4, cudaMemcpyHostToDevice), "copy");
+    LinearArgs args;
+    args.x = f32_matrix(static_cast<float*>(x.data), m, k);
+    args.projections[0].weight =
+        Tensor{target.dtype, n, k, k, target.repack ? weight.data : file.data};
+    args.projections[0].out = f32_matrix(static_cast<float*>(out.data), m, n);
+    args.count = 1;
+    args.exact = exact;
+    const double operations =
+        2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+    const auto rate = [&](double ms) { return operations / ms * 1e-9; };
+    const Context& context = bench.context;
+
+    bench.scratch->reset();
+    const double whole = median(bench, [&] {
+        bench.scratch->reset();
+        require(cuda::linear(context, args));
+    });
+    std::printf("%-7s %5s %5lld x %5lld x %5lld  linear %8.3f ms %7.1f", dtype_info(dtype).name,
+                exact ? "exact" : "fast", static_cast<long long>(m), static_cast<long long>(n),
+                static_cast<long long>(k), whole, rate(whole));
+    if (exact) {
+        std::printf("\n");
+        return;
+    }
+    bench.scratch->reset();
+    QuantizedRows q;
+    require(allocate_quantized(context, m, k, &q));
+    const double quantize = median(bench, [&] { require(quantize_rows(context, args.x, q)); });
+    std::printf("  quantize %6.3f", quantize);
+    args.projections[0].out.data = other.data;
+    const double mma = median(bench, [&] { require(linear_int8(context, q, args, 1)); });
+    std::printf("  mma %6.1f", rate(mma));
+    if (linear_hopper_serves(context, target.dtype)) {
+        for (const bool pair : {false, true}) {
+            std::printf(pair ? "  pairs" : "  wgmma");
+            for (const int width : kHopperWidths) {
+                args.projections[0].out.data = out.data;
+                require(cudaMemset(out.data, 255, elements * 4), "memset");
+                const double ms = median(
+                    bench, [&] { require(linear_hopper(context, q, args, 1, width, pair)); });
+                std::printf(" %d: %6.1f", width, rate(ms));
+                const double error = difference(out.data, other.data, elements);
+                if (!(error < 1e-4)) std::printf(" WRONG(%g)", error);
+            }
+        }
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    Bench bench;
+    if (argc > 1) bench.repeats = std::max(1, std::atoi(argv[1]));
+    require(Memory::create(0, 0, &bench.memory));
+    bench.scratch = std::make_unique<Scratch>(*bench.memory);
+    cudaDeviceProp properties;
+    require(cudaGetDeviceProperties(&properties, 0), "device");
+    bench.context.capability = 10 * properties.major + properties.minor;
+    bench.context.multiprocessors = properties.multiProcessorCount;
+    bench.context.shared_memory = properties.sharedMemPerBlockOptin;
+    bench.context.stream = bench.memory->stream();
+    bench.context.scratch = bench.scratch.get();
+    std::printf("%s, %d multiprocessors; rates in T(FL)OP/s\n", properties.name,
+                properties.multiProcessorCount);
+    struct Shape {
+        int64_t m, n, k;
+    };
+    for (const Shape s : {Shape{1536, 9216, 3072},
+                          {1024, 18432, 3072},
+                          {512, 18432, 3072},
+                          {1536, 18432, 3072},
+                          {1536, 3072, 12288},
+                          {1024, 3072, 9216},
+                          {512, 3072, 3072},
+                          {4608, 9216, 3072},
+                          {4608, 27648, 3072},
+                          {4608, 3072, 12288}})
+        run_case(bench, DType::kPQ2_0, s.m, s.n, s.k, false);
+    run_case(bench, DType::kQ1_0, 1536, 9216, 3072, false);
+    run_case(bench, DType::kQ1_0, 4608, 27648, 3072, false);
+    for (const DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
+        run_case(bench, dtype, 512, 9728, 2560, false);
+        run_case(bench, dtype, 512, 2560, 9728, false);
+    }
+    for (const DType dtype : {DType::kBF16, DType::kF16, DType::kQ8_0, DType::kPQ2_0})
+        run_case(bench, dtype, 512, 3072, 7680, true);
+    run_case(bench, DType::kPQ2_0, 1536, 9216, 3072, true);
+    run_case(bench, DType::kBF16, 4, 18432, 3072, true);
+    run_case(bench, DType::kQ8_0, 4, 18432, 3072, true);
+    return 0;
+}

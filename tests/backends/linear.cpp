@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// linear: all weight types, fast and exact, rows from one token to a picture's, shapes that fill no
+// tile, strides, bias, gate and accumulation, up to three projections of one input.
+#include "device_case.h"
+
+namespace backend_test {
+
+namespace {
+
+struct Shape {
+    int64_t rows, out, in;
+};
+// K is a multiple of every block; N is odd, smaller than a tile, or spans several; 17 tokens and
+// more leave the kernels for few tokens.
+const Shape kShapes[] = {{1, 5, 128},     {3, 33, 256},     {4, 130, 384},    {5, 16, 128},
+                         {17, 129, 640},  {77, 200, 256},   {129, 257, 1152}, {300, 384, 128},
+                         {512, 136, 384}, {1536, 272, 1280}};
+
+// Both sides make the same int8 codes and sums of integers; what differs is the order of f32 sums.
+constexpr double kFastTolerance = 2e-5;
+// Two bf16 terms for each factor: 2^-16 of a product, sums of some 1000 of them.
+constexpr double kExactTolerance = 3e-5;
+
+double tolerance(Precision precision) {
+    return precision == Precision::kFast ? kFastTolerance : kExactTolerance;
+}
+
+std::string name_of(DType dtype, const Shape& s, const char* what) {
+    return format("%s, %lld x %lld x %lld, %s", dtype_info(dtype).name,
+                  static_cast<long long>(s.rows), static_cast<long long>(s.out),
+                  static_cast<long long>(s.in), what);
+}
+
+void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
+    Case c(pair, name_of(dtype, s, "plain"));
+    const Operand x = c.random(s.rows, s.in), w = c.weight(dtype, s.out, s.in),
+                  y = c.room(s.rows, s.out);
+    c.run([&](Side side) {
+        LinearArgs args;
+        args.x = x[side];
+        args.projections[0].weight = w[side];
+        args.projections[0].out = y[side];
+        args.count = 1;
+        return side.backend.linear(args);
+    });
+    c.expect_close(y, tolerance(precision));
+}
+
+// Strided rows that begin anywhere, bias, accumulation and gate.
+void run_added(Pair& pair, Precision precision, DType dtype, const Shape& s) {
+    Case c(pair, name_of(dtype, s, "strided, bias, accumulate, gate"));
+    const Operand x = c.random(s.rows, s.in, 5, 3), w = c.weight(dtype, s.out, s.in),
+                  bias = c.random(1, s.out), gate = c.random(1, s.out, 0, 1),
+                  y = c.random(s.rows, s.out, 7, 1);
+    c.run([&](Side side) {
+        LinearArgs args;
+        args.x = x[side];
+        Projection& p = args.projections[0];
+        p.weight = w[side];
+        p.bias = bias[side];
+        p.out = y[side];
+        p.accumulate = true;
+        p.gate = gate[side];
+        args.count = 1;
+        return side.backend.linear(args);
+    });
+    c.expect_close(y, tolerance(precision));
+}
+
+void run_three(Pair& pair, Precision precision, const DType (&types)[3], const Shape& s) {
+    Case c(pair, name_of(types[0], s, "three projections"));
+    const Operand x = c.random(s.rows, s.in, 4, 4), y = c.random(s.rows, 3 * s.out + 40, 4, 0);
+    const int64_t sizes[3] = {s.out, s.out + 16, s.out + 24};
+    Operand weights[3];
+    for (int i = 0; i < 3; ++i)
+        weights[i] = c.weight(types[i], sizes[i], s.in);
+    c.run([&](Side side) {
+        LinearArgs args;
+        args.x = x[side];
+        int64_t at = 0;
+        for (int i = 0; i < 3; ++i) {
+            args.projections[i].weight = weights[i][side];
+            args.projections[i].out = y.cols(at, sizes[i])[side];
+            args.projections[i].accumulate = i == 1;
+            at += sizes[i];
+        }
+        args.count = 3;
+        return side.backend.linear(args);
+    });
+    c.expect_close(y, tolerance(precision));
+}
+
+void run_all(Precision precision) {
+    for_each_device(precision, [&](Pair& pair) {
+        for (int i = 0; i < kDTypeCount; ++i)
+            for (const Shape& s : kShapes) {
+                run_plain(pair, precision, static_cast<DType>(i), s);
+                run_added(pair, precision, static_cast<DType>(i), s);
+            }
+        for (const Shape& s : {Shape{3, 48, 128}, Shape{40, 144, 256}, Shape{200, 128, 384}}) {
+            run_three(pair, precision, {DType::kPQ2_0, DType::kPQ2_0, DType::kPQ2_0}, s);
+            run_three(pair, precision, {DType::kQ4_0, DType::kQ8_0, DType::kQ4_0}, s);
+            run_three(pair, precision, {DType::kQ1_0, DType::kBF16, DType::kPTQ1_0}, s);
+        }
+    });
+}
+
+} // namespace
+
+TEST(device_linear_fast) {
+    run_all(Precision::kFast);
+}
+
+TEST(device_linear_exact) {
+    run_all(Precision::kExact);
+}
+
+// Widths that only float types and blocks of 32 have.
+TEST(device_linear_widths) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const int64_t rows : {2, 9, 70}) {
+            for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16})
+                for (const int64_t in : {1, 31, 66, 250})
+                    run_added(pair, Precision::kExact, dtype, {rows, 37, in});
+            for (const DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1})
+                for (const int64_t in : {32, 96, 160})
+                    run_added(pair, Precision::kExact, dtype, {rows, 37, in});
+        }
+    });
+}
+
+// Float activations where the call asks for them; rows whose magnitudes lie far apart.
+TEST(device_linear_outliers) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const DType dtype : {DType::kQ8_0, DType::kPQ2_0, DType::kBF16}) {
+            Case c(pair, format("%s, outliers", dtype_info(dtype).name));
+            const Operand x = c.filled(40, 256, [](int64_t m, int64_t k) {
+                const float small = static_cast<float>((m * 37 + k * 101) % 255 - 127) / 127.0f;
+                return k == 3 ? 3e5f * small : m % 2 ? 1e-6f * small : small;
+            });
+            const Operand w = c.weight(dtype, 72, 256), y = c.room(40, 72);
+            c.run([&](Side side) {
+                LinearArgs args;
+                args.x = x[side];
+                args.projections[0].weight = w[side];
+                args.projections[0].out = y[side];
+                args.count = 1;
+                args.exact = true;
+                return side.backend.linear(args);
+            });
+            c.expect_close(y, kExactTolerance);
+        }
+    });
+}
+
+// Slices of rows of one weight, as the transformer takes q, k, v and the MLP out of one matrix.
+TEST(device_linear_slices) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const DType dtype : {DType::kPTQ1_0, DType::kQ1_0, DType::kQ4_1, DType::kF16}) {
+            Case c(pair, format("%s, slices", dtype_info(dtype).name));
+            const Operand x = c.random(50, 256), w = c.weight(dtype, 336, 256),
+                          y = c.random(50, 336);
+            c.run([&](Side side) {
+                LinearArgs args;
+                args.x = x[side];
+                int64_t at = 0;
+                for (const int64_t count : {192, 128, 16}) {
+                    Projection& p = args.projections[args.count++];
+                    p.weight = w.rows(at, count)[side];
+                    p.out = y.cols(at, count)[side];
+                    at += count;
+                }
+                return side.backend.linear(args);
+            });
+            c.expect_close(y, kExactTolerance);
+        }
+    });
+}
+
+} // namespace backend_test
