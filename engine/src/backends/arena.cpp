@@ -8,6 +8,10 @@ namespace bonsai {
 namespace {
 
 constexpr size_t kAlignment = 64;
+
+size_t rounded(size_t bytes) {
+    return (bytes + kAlignment - 1) & ~(kAlignment - 1);
+}
 constexpr uintptr_t kPlanningBase = kAlignment; // any address but null, which would mean "absent"
 
 } // namespace
@@ -23,10 +27,11 @@ uintptr_t Arena::base() const {
     return buffer_ ? reinterpret_cast<uintptr_t>(buffer_->data()) : kPlanningBase;
 }
 
-Status Arena::allocate(int64_t rows, int64_t cols, Tensor* out) {
+Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out) {
+    const size_t elements = rounded(static_cast<size_t>(rows) * row_bytes(dtype, cols));
+    const int64_t scale_stride = dtype == DType::kI8 ? scale_stride_of(rows) : 0;
     const size_t bytes =
-        (static_cast<size_t>(rows) * static_cast<size_t>(cols) * sizeof(float) + kAlignment - 1) &
-        ~(kAlignment - 1);
+        elements + rounded(static_cast<size_t>(cols / kGroup * scale_stride) * sizeof(float));
     size_t begin = 0;
     auto place = used_.begin();
     while (place != used_.end() && place->begin - begin < bytes) {
@@ -38,7 +43,11 @@ Status Arena::allocate(int64_t rows, int64_t cols, Tensor* out) {
                     bytes, begin, buffer_->size());
     used_.insert(place, Block{begin, begin + bytes});
     peak_ = std::max(peak_, used_.back().end);
-    *out = f32_matrix(reinterpret_cast<float*>(base() + begin), rows, cols);
+    *out = Tensor{dtype, rows, cols, cols, reinterpret_cast<void*>(base() + begin)};
+    if (dtype == DType::kI8) {
+        out->scales = reinterpret_cast<float*>(base() + begin + elements);
+        out->scale_stride = scale_stride;
+    }
     return Status();
 }
 

@@ -17,8 +17,11 @@ class Arena {
     // One buffer of `bytes` on the backend.
     static Status create(Backend& backend, size_t bytes, std::unique_ptr<Arena>* out);
 
-    // An f32 matrix, not initialised; first fit.
-    Status allocate(int64_t rows, int64_t cols, Tensor* out);
+    // A matrix of F32, F16 or I8, not initialised; first fit.
+    Status allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out);
+    Status allocate(int64_t rows, int64_t cols, Tensor* out) {
+        return allocate(rows, cols, DType::kF32, out);
+    }
     // Returns a matrix from allocate to the arena and empties it.
     void release(Tensor* tensor);
 
@@ -41,6 +44,9 @@ class Arena {
 // Accepts every op whose arguments are valid and computes nothing.
 class PlanBackend final : public Backend {
   public:
+    // types: of the backend that is planned for.
+    explicit PlanBackend(const ActivationTypes& types) : types_(types) {}
+    ActivationTypes activations() const override { return types_; }
     const DeviceInfo& device() const override { return device_; }
     Status allocate(size_t, std::unique_ptr<Buffer>*) override { return Status(); }
     Status load_weight(const Tensor& host, std::unique_ptr<Buffer>*, Tensor* out) override {
@@ -66,6 +72,7 @@ class PlanBackend final : public Backend {
     Status do_conv2d(const Conv2dArgs&) override { return Status(); }
 
   private:
+    ActivationTypes types_;
     DeviceInfo device_{"plan", "plan", "", 0, 0, 0};
 };
 

@@ -66,7 +66,8 @@ class Backend {
 
     // -- memory --
     virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;
-    // Makes a weight of the mapped model file usable by ops, which take it as `*out`, for as long as
+    // Makes a weight of the mapped model file usable by ops, which take it as `*out`, for as long
+    // as
     // `*owner` lives. On the CPU that is the mapping itself and `*owner` stays empty; devices with
     // their own memory upload it, now or at its first use.
     virtual Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) = 0;
@@ -87,6 +88,9 @@ class Backend {
     virtual Status begin_capture();
     virtual Status end_capture(std::unique_ptr<Capture>* out);
     virtual Status replay(const Capture& capture);
+
+    // Which types of activations save time here; others than F32 only where the precision allows.
+    virtual ActivationTypes activations() const { return {}; }
 
     // -- ops --
     Status linear(const LinearArgs& args) { return checked(args, &Backend::do_linear); }
@@ -119,7 +123,7 @@ class Backend {
 
   private:
     template <typename Args> Status checked(const Args& args, Status (Backend::*run)(const Args&)) {
-        BONSAI_TRY(check(args));
+        BONSAI_TRY(check(args, activations()));
         return (this->*run)(args);
     }
     Status unsupported(const char* op);

@@ -26,6 +26,7 @@ class WrappedBackend : public Backend {
     Status read(const Tensor& from, void* host) override { return inner_->read(from, host); }
     Status copy(const Tensor& from, const Tensor& to) override { return inner_->copy(from, to); }
     Status synchronize() override { return inner_->synchronize(); }
+    ActivationTypes activations() const override { return inner_->activations(); }
 
   protected:
     Backend& inner() { return *inner_; }

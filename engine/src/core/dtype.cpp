@@ -3,10 +3,10 @@
 
 namespace bonsai {
 
-static const DTypeInfo kInfos[kDTypeCount] = {
-    {"F32", 0, 1, 4},      {"F16", 1, 1, 2},        {"BF16", 30, 1, 2},
-    {"Q8_0", 8, 32, 34},   {"Q4_0", 2, 32, 18},     {"Q4_1", 3, 32, 20},
-    {"Q1_0", 41, 128, 18}, {"PQ2_0", 142, 128, 34}, {"PTQ1_0", 143, 128, 28},
+static const DTypeInfo kInfos[kDTypeCount + 1] = {
+    {"F32", 0, 1, 4},         {"F16", 1, 1, 2},     {"BF16", 30, 1, 2},    {"Q8_0", 8, 32, 34},
+    {"Q4_0", 2, 32, 18},      {"Q4_1", 3, 32, 20},  {"Q1_0", 41, 128, 18}, {"PQ2_0", 142, 128, 34},
+    {"PTQ1_0", 143, 128, 28}, {"I8", 24, 128, 128},
 };
 
 const DTypeInfo& dtype_info(DType dtype) {

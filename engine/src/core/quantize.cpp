@@ -151,6 +151,8 @@ void pack_block(DType dtype, const float* x, uint8_t* out) {
         return pack_pq2_0(x, out);
     case DType::kPTQ1_0:
         return pack_ptq1_0(x, out);
+    case DType::kI8:
+        return; // nothing is stored so
     }
 }
 

@@ -14,6 +14,10 @@ struct Tensor {
     int64_t cols = 0;
     int64_t stride = 0; // elements from one row to the next; == cols unless this is a column slice
     void* data = nullptr; // an address of the backend that owns the memory
+    // kI8 only: element (r, c) is its code times scales[c / 128 * scale_stride + r]. Kernels may
+    // read the scales of 256 rows beyond the last.
+    float* scales = nullptr;
+    int64_t scale_stride = 0;
 
     bool empty() const { return data == nullptr; }
     bool contiguous() const { return stride == cols; }
@@ -32,19 +36,26 @@ struct Tensor {
         t.rows = n;
         t.data =
             static_cast<uint8_t*>(data) + static_cast<size_t>(begin) * row_bytes(dtype, stride);
+        if (scales) t.scales = scales + begin;
         return t;
     }
-    // Columns [begin, begin + n) of a float matrix.
+    // Columns [begin, begin + n) of a float matrix, or whole groups of kI8.
     Tensor slice_cols(int64_t begin, int64_t n) const {
         Tensor t = *this;
         t.cols = n;
         t.data = static_cast<uint8_t*>(data) + row_bytes(dtype, begin);
+        if (scales) t.scales = scales + begin / kGroup * scale_stride;
         return t;
     }
 };
 
 inline Tensor f32_matrix(float* data, int64_t rows, int64_t cols) {
     return Tensor{DType::kF32, rows, cols, cols, data};
+}
+
+// The least distance of the scales of two groups of an I8 matrix.
+inline int64_t scale_stride_of(int64_t rows) {
+    return (rows + 15) / 16 * 16 + 256;
 }
 
 } // namespace bonsai

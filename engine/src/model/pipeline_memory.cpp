@@ -8,7 +8,7 @@
 namespace bonsai {
 
 Status Pipeline::plan_text(size_t* bytes) const {
-    PlanBackend backend;
+    PlanBackend backend(backend_->activations());
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     const std::vector<int32_t> ids(static_cast<size_t>(config_.text.max_tokens), 0);
@@ -20,7 +20,7 @@ Status Pipeline::plan_text(size_t* bytes) const {
 }
 
 Status Pipeline::plan_denoise(const Request& request, size_t* bytes) const {
-    PlanBackend backend;
+    PlanBackend backend(backend_->activations());
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     const std::vector<float> prompt; // never read: writes to a plan go nowhere
@@ -33,7 +33,7 @@ Status Pipeline::plan_denoise(const Request& request, size_t* bytes) const {
 }
 
 Status Pipeline::plan_decode(int64_t height, int64_t width, size_t* bytes) const {
-    PlanBackend backend;
+    PlanBackend backend(backend_->activations());
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     Tensor latents, pixels;

@@ -8,10 +8,6 @@ namespace bonsai {
 
 namespace {
 
-// Tokens an MLP takes at a time: enough to use each unpacked weight many times, few enough to keep
-// [rows, 2 F] small.
-constexpr int64_t kMlpRows = 1024;
-
 // Chunk `index` of a row of modulations.
 Tensor modulation(const Tensor& row, int64_t index, int64_t width) {
     return row.slice_cols(index * width, width);
@@ -76,7 +72,23 @@ Status Transformer::load(const TransformerConfig& c, WeightLoader& loader) {
     for (size_t i = 0; i < single_blocks_.size(); ++i)
         BONSAI_TRY(load_single("dit.single_transformer_blocks." + std::to_string(i) + ".", loader,
                                &single_blocks_[i]));
+    quantised_ = width % kGroup == 0 && c.mlp_width % kGroup == 0;
+    for (const DoubleBlock& w : double_blocks_)
+        for (const Side* s : {&w.image, &w.text})
+            for (const Tensor* t : {&s->q, &s->k, &s->v, &s->out, &s->linear_in, &s->linear_out})
+                quantised_ = quantised_ && is_block_quantized(t->dtype);
+    for (const SingleBlock& w : single_blocks_)
+        for (const Tensor* t : {&w.qkv, &w.mlp_in, &w.out})
+            quantised_ = quantised_ && is_block_quantized(t->dtype);
     return Status();
+}
+
+// What the backend offers, where the weights of all blocks allow it.
+ActivationTypes Transformer::types(const Backend& backend) const {
+    if (quantised_) return backend.activations();
+    ActivationTypes floats;
+    floats.mlp_rows = backend.activations().mlp_rows;
+    return floats;
 }
 
 Status Transformer::load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block) {
@@ -251,8 +263,8 @@ Status Transformer::attend(const Run& run, const Buffers& b) const {
 Status Transformer::mlp(const Run& run, const Tensor& in, const Tensor& h, const Tensor& hidden,
                         const Tensor& out) const {
     const int64_t width = config_.mlp_width;
-    for (int64_t first = 0; first < h.rows; first += kMlpRows) {
-        const int64_t rows = std::min(kMlpRows, h.rows - first);
+    for (int64_t first = 0; first < h.rows; first += hidden.rows) {
+        const int64_t rows = std::min(hidden.rows, h.rows - first);
         const Tensor piece = hidden.slice_rows(0, rows);
         BONSAI_TRY(run.backend.linear(linear_args(h.slice_rows(first, rows), in, piece)));
         BONSAI_TRY(run.backend.swiglu({piece.slice_cols(0, width), piece.slice_cols(width, width),
@@ -335,12 +347,14 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     Backend& backend = run.backend;
     const int64_t width = config_.width(), text = context.rows, image = latents.rows,
                   rows = text + image;
+    const ActivationTypes t = types(backend);
     Buffers b;
     BONSAI_TRY(run.arena.allocate(rows, width, &b.stream));
-    BONSAI_TRY(run.arena.allocate(rows, width, &b.h));
-    BONSAI_TRY(run.arena.allocate(rows, 3 * width, &b.qkv));
-    BONSAI_TRY(run.arena.allocate(rows, width + config_.mlp_width, &b.joined));
-    BONSAI_TRY(run.arena.allocate(std::min(kMlpRows, rows), 2 * config_.mlp_width, &b.hidden));
+    BONSAI_TRY(run.arena.allocate(rows, width, t.product, &b.h));
+    BONSAI_TRY(run.arena.allocate(rows, 3 * width, t.heads, &b.qkv));
+    BONSAI_TRY(run.arena.allocate(rows, width + config_.mlp_width, t.product, &b.joined));
+    BONSAI_TRY(
+        run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden, &b.hidden));
 
     const Tensor text_rows = b.stream.slice_rows(0, text),
                  image_rows = b.stream.slice_rows(text, image);
@@ -367,13 +381,16 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
         BONSAI_TRY(run.show("s0_single" + std::to_string(i), b.stream));
         BONSAI_TRY(run.progress(++done / blocks));
     }
-    const Tensor h = b.h.slice_rows(text, image);
+    for (Tensor* tensor : {&b.h, &b.qkv, &b.joined, &b.hidden})
+        run.arena.release(tensor);
+    Tensor h; // of floats: the last product is exact
+    BONSAI_TRY(run.arena.allocate(image, width, &h));
     const Tensor scale = modulation(tables.now.out, 0, width),
                  shift = modulation(tables.now.out, 1, width);
     BONSAI_TRY(backend.layer_norm({image_rows, scale, shift, h, config_.norm_eps}));
     BONSAI_TRY(backend.linear(exact_linear(h, proj_out_, velocity)));
-    for (Tensor* t : {&b.stream, &b.h, &b.qkv, &b.joined, &b.hidden})
-        run.arena.release(t);
+    run.arena.release(&b.stream);
+    run.arena.release(&h);
     return Status();
 }
 

@@ -66,12 +66,13 @@ class Transformer {
         Tensor q_norm, k_norm; // [1, head_dim]
     };
     struct Buffers {
-        Tensor stream; // [S, C]
+        Tensor stream; // [S, C] f32
         Tensor h;      // [S, C] normalised stream
         Tensor qkv;    // [S, 3 C]
         Tensor joined; // [S, C + F]: attention output | activated MLP
-        Tensor hidden; // [kMlpRows, 2 F]: an MLP works through the tokens in pieces
+        Tensor hidden; // [mlp_rows, 2 F]: an MLP works through the tokens in pieces
     };
+    ActivationTypes types(const Backend& backend) const;
     Status load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block);
     Status load_single(const std::string& name, WeightLoader& loader, SingleBlock* block);
     Status write_rope(Backend& backend, int64_t text_tokens, int64_t latent_width,
@@ -88,6 +89,7 @@ class Transformer {
 
     TransformerConfig config_;
     WeightSet weights_;
+    bool quantised_ = false; // all products in blocks may meet int8 activations
     Tensor x_embedder_, context_embedder_,
         proj_out_;              // [C, channels], [C, prompt_width], [channels, C]
     Tensor time_in_, time_out_; // [C, time_channels], [C, C]

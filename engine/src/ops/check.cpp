@@ -59,17 +59,39 @@ Status check_size(const char* op, const char* name, const char* axis, int64_t fo
                       expected.origin));
 }
 
-Status check_f32(const char* op, const char* name, const Tensor& t) {
+// F32, or `other`.
+Status check_type(const char* op, const char* name, const Tensor& t, DType other = DType::kF32) {
     BONSAI_TRY(check_storage(op, name, t));
-    if (t.dtype != DType::kF32)
-        return bad(op, name, format("is %s, expected F32", dtype_info(t.dtype).name));
+    if (t.dtype != DType::kF32 && t.dtype != other)
+        return bad(op, name,
+                   format("is %s, expected F32%s%s", dtype_info(t.dtype).name,
+                          other == DType::kF32 ? "" : " or ",
+                          other == DType::kF32 ? "" : dtype_info(other).name));
+    if (t.dtype == DType::kI8 && (!t.scales || t.scale_stride < scale_stride_of(t.rows)))
+        return bad(op, name,
+                   format("has scales %lld apart, expected at least %lld", ll(t.scale_stride),
+                          ll(scale_stride_of(t.rows))));
     return {};
 }
-
-Status check_f32(const char* op, const char* name, const Tensor& t, Size rows, Size cols) {
-    BONSAI_TRY(check_f32(op, name, t));
+Status check_type(const char* op, const char* name, const Tensor& t, DType other, Size rows,
+                  Size cols) {
+    BONSAI_TRY(check_type(op, name, t, other));
     BONSAI_TRY(check_size(op, name, "rows", t.rows, rows));
     return check_size(op, name, "cols", t.cols, cols);
+}
+Status check_f32(const char* op, const char* name, const Tensor& t) {
+    return check_type(op, name, t);
+}
+Status check_f32(const char* op, const char* name, const Tensor& t, Size rows, Size cols) {
+    return check_type(op, name, t, DType::kF32, rows, cols);
+}
+
+Status check_alike(const char* op, const char* name, const Tensor& t, const char* other_name,
+                   const Tensor& other) {
+    if (t.dtype == other.dtype) return {};
+    return bad(op, name,
+               format("is %s, expected %s as %s", dtype_info(t.dtype).name,
+                      dtype_info(other.dtype).name, other_name));
 }
 
 // One row of parameters: a gain, a bias, a shift.
@@ -103,14 +125,18 @@ Status check_multiple(const char* op, const char* name, int64_t value, int64_t o
                 ll(value), ll(of), of_name);
 }
 
-Status check_projection(const LinearArgs& args, int index) {
+Status check_projection(const LinearArgs& args, int index, const ActivationTypes& types) {
     const char* op = "linear";
     const Projection& p = args.projections[index];
     BONSAI_TRY(check_storage(op, "weight", p.weight));
+    if (args.x.dtype == DType::kI8 && !is_block_quantized(p.weight.dtype))
+        return bad(op, "weight", "is not block-quantised, as x of I8 needs");
     BONSAI_TRY(check_size(op, "weight", "cols", p.weight.cols, {args.x.cols, "x cols"}));
     const Size n = {p.weight.rows, "weight rows"};
     if (!p.bias.empty()) BONSAI_TRY(check_vector(op, "bias", p.bias, n));
-    BONSAI_TRY(check_f32(op, "out", p.out, {args.x.rows, "x rows"}, n));
+    const DType half = types.heads == DType::kF32 ? types.hidden : types.heads;
+    BONSAI_TRY(check_type(op, "out", p.out, p.accumulate ? DType::kF32 : half,
+                          {args.x.rows, "x rows"}, n));
     BONSAI_TRY(check_distinct(op, "out", p.out, "x", args.x));
     if (p.gate.empty()) return {};
     if (!p.accumulate)
@@ -120,14 +146,14 @@ Status check_projection(const LinearArgs& args, int index) {
 
 } // namespace
 
-Status check(const LinearArgs& args) {
+Status check(const LinearArgs& args, const ActivationTypes& types) {
     const char* op = "linear";
     if (args.count < 1 || args.count > 3)
         return fail(ErrorCode::kArgument, "%s: count %d, expected 1 to 3 projections", op,
                     args.count);
-    BONSAI_TRY(check_f32(op, "x", args.x));
+    BONSAI_TRY(check_type(op, "x", args.x, args.exact ? DType::kF32 : types.product));
     for (int i = 0; i < args.count; ++i) {
-        Status status = check_projection(args, i);
+        Status status = check_projection(args, i, types);
         if (!status.ok())
             return fail(status.code(), "%s (projection %d of %d)", status.message().c_str(), i + 1,
                         args.count);
@@ -135,7 +161,7 @@ Status check(const LinearArgs& args) {
     return {};
 }
 
-Status check(const RmsNormArgs& args) {
+Status check(const RmsNormArgs& args, const ActivationTypes&) {
     const char* op = "rms_norm";
     BONSAI_TRY(check_f32(op, "x", args.x));
     BONSAI_TRY(check_vector(op, "gain", args.gain, {args.x.cols, "x cols"}));
@@ -143,20 +169,21 @@ Status check(const RmsNormArgs& args) {
     return check_eps(op, args.eps);
 }
 
-Status check(const LayerNormArgs& args) {
+Status check(const LayerNormArgs& args, const ActivationTypes& types) {
     const char* op = "layer_norm";
     BONSAI_TRY(check_f32(op, "x", args.x));
     BONSAI_TRY(check_vector(op, "scale", args.scale, {args.x.cols, "x cols"}));
     BONSAI_TRY(check_vector(op, "shift", args.shift, {args.x.cols, "x cols"}));
-    BONSAI_TRY(check_f32(op, "out", args.out, {args.x.rows, "x rows"}, {args.x.cols, "x cols"}));
+    BONSAI_TRY(check_type(op, "out", args.out, types.product, {args.x.rows, "x rows"},
+                          {args.x.cols, "x cols"}));
     return check_eps(op, args.eps);
 }
 
-Status check(const HeadNormRopeArgs& args) {
+Status check(const HeadNormRopeArgs& args, const ActivationTypes& types) {
     const char* op = "head_norm_rope";
     BONSAI_TRY(check_positive(op, "head_dim", args.head_dim));
     BONSAI_TRY(check_multiple(op, "head_dim", args.head_dim, 2, "a pair"));
-    BONSAI_TRY(check_f32(op, "x", args.x));
+    BONSAI_TRY(check_type(op, "x", args.x, types.heads));
     BONSAI_TRY(check_multiple(op, "x cols", args.x.cols, args.head_dim, "head_dim"));
     BONSAI_TRY(check_vector(op, "gain", args.gain, {args.head_dim, "head_dim"}));
     const Size rows = {args.x.rows, "x rows"};
@@ -169,7 +196,7 @@ Status check(const HeadNormRopeArgs& args) {
     return check_eps(op, args.eps);
 }
 
-Status check(const AttentionArgs& args) {
+Status check(const AttentionArgs& args, const ActivationTypes& types) {
     const char* op = "attention";
     BONSAI_TRY(check_positive(op, "heads", args.heads));
     BONSAI_TRY(check_positive(op, "kv_heads", args.kv_heads));
@@ -178,10 +205,12 @@ Status check(const AttentionArgs& args) {
     BONSAI_TRY(check_multiple(op, "head_dim", args.head_dim, 8, "a vector"));
     const Size q_cols = {int64_t{args.heads} * args.head_dim, "heads * head_dim"};
     const Size kv_cols = {int64_t{args.kv_heads} * args.head_dim, "kv_heads * head_dim"};
-    BONSAI_TRY(check_f32(op, "q", args.q, {args.q.rows, "q rows"}, q_cols));
-    BONSAI_TRY(check_f32(op, "k", args.k, {args.k.rows, "k rows"}, kv_cols));
-    BONSAI_TRY(check_f32(op, "v", args.v, {args.k.rows, "k rows"}, kv_cols));
-    BONSAI_TRY(check_f32(op, "out", args.out, {args.q.rows, "q rows"}, q_cols));
+    BONSAI_TRY(check_type(op, "q", args.q, types.heads, {args.q.rows, "q rows"}, q_cols));
+    BONSAI_TRY(check_type(op, "k", args.k, types.heads, {args.k.rows, "k rows"}, kv_cols));
+    BONSAI_TRY(check_type(op, "v", args.v, types.heads, {args.k.rows, "k rows"}, kv_cols));
+    BONSAI_TRY(check_type(op, "out", args.out, types.product, {args.q.rows, "q rows"}, q_cols));
+    BONSAI_TRY(check_alike(op, "k", args.k, "q", args.q));
+    BONSAI_TRY(check_alike(op, "v", args.v, "q", args.q));
     BONSAI_TRY(check_distinct(op, "out", args.out, "k", args.k));
     BONSAI_TRY(check_distinct(op, "out", args.out, "v", args.v));
     if (!std::isfinite(args.scale))
@@ -190,22 +219,25 @@ Status check(const AttentionArgs& args) {
     return {};
 }
 
-Status check(const SwigluArgs& args) {
+Status check(const SwigluArgs& args, const ActivationTypes& types) {
     const char* op = "swiglu";
     const Size rows = {args.gate.rows, "gate rows"};
     const Size cols = {args.gate.cols, "gate cols"};
-    BONSAI_TRY(check_f32(op, "gate", args.gate));
-    BONSAI_TRY(check_f32(op, "up", args.up, rows, cols));
-    return check_f32(op, "out", args.out, rows, cols);
+    BONSAI_TRY(check_type(op, "gate", args.gate, types.hidden));
+    BONSAI_TRY(check_type(op, "up", args.up, types.hidden, rows, cols));
+    BONSAI_TRY(check_alike(op, "up", args.up, "gate", args.gate));
+    if (args.out.dtype != args.gate.dtype)
+        BONSAI_TRY(check_distinct(op, "out", args.out, "gate", args.gate));
+    return check_type(op, "out", args.out, types.product, rows, cols);
 }
 
-Status check(const SiluArgs& args) {
+Status check(const SiluArgs& args, const ActivationTypes&) {
     const char* op = "silu";
     BONSAI_TRY(check_f32(op, "x", args.x));
     return check_f32(op, "out", args.out, {args.x.rows, "x rows"}, {args.x.cols, "x cols"});
 }
 
-Status check(const EmbedRowsArgs& args) {
+Status check(const EmbedRowsArgs& args, const ActivationTypes&) {
     const char* op = "embed_rows";
     BONSAI_TRY(check_storage(op, "table", args.table));
     BONSAI_TRY(check_f32(op, "out", args.out));
@@ -220,7 +252,7 @@ Status check(const EmbedRowsArgs& args) {
     return {};
 }
 
-Status check(const GroupNormArgs& args) {
+Status check(const GroupNormArgs& args, const ActivationTypes&) {
     const char* op = "group_norm";
     const Size channels = {args.x.cols, "x cols"};
     BONSAI_TRY(check_f32(op, "x", args.x));
@@ -233,7 +265,7 @@ Status check(const GroupNormArgs& args) {
     return check_eps(op, args.eps);
 }
 
-Status check(const AffineArgs& args) {
+Status check(const AffineArgs& args, const ActivationTypes&) {
     const char* op = "affine";
     const Size channels = {args.x.cols, "x cols"};
     BONSAI_TRY(check_f32(op, "x", args.x));
@@ -241,7 +273,7 @@ Status check(const AffineArgs& args) {
     return check_f32(op, "out", args.out, {args.x.rows, "x rows"}, channels);
 }
 
-Status check(const Conv2dArgs& args) {
+Status check(const Conv2dArgs& args, const ActivationTypes&) {
     const char* op = "conv2d";
     BONSAI_TRY(check_positive(op, "height", args.height));
     BONSAI_TRY(check_positive(op, "width", args.width));

@@ -4,7 +4,8 @@
 //
 // Letters: S tokens (T text + I image), D width, H heads, P pixels of an image (height * width,
 // channels last), C channels; M rows, N out features, K in features of a product. Activations are
-// f32 unless stated otherwise. An empty tensor means "absent".
+// f32; operands marked "types.x" may also be what the backend offers as ActivationTypes::x. An
+// empty tensor means "absent".
 #pragma once
 
 #include "core/status.h"
@@ -12,18 +13,27 @@
 
 namespace bonsai {
 
+// In which types a backend would rather see activations whose precision allows it, to move fewer
+// bytes. Only between ops on block-quantised weights, and F32 is always taken.
+struct ActivationTypes {
+    DType product = DType::kF32; // what only linear layers read, which would quantise it: F32 or I8
+    DType heads = DType::kF32;   // queries, keys and values: F32 or F16
+    DType hidden = DType::kF32;  // gate and up of an MLP: F32 or F16
+    int64_t mlp_rows = 1024;     // tokens an MLP takes at a time
+};
+
 // One output of a linear layer: y = x W^T + bias, stored, or added to what `out` holds.
 struct Projection {
     Tensor weight;           // [N, K], any DType
     Tensor bias;             // [1, N] or empty
-    Tensor out;              // [M, N]
+    Tensor out;              // [M, N]; types.heads or types.hidden unless accumulate
     bool accumulate = false; // out += gate * y instead of out = y
     Tensor gate;             // [1, N] or empty (ones); only with accumulate
 };
 
 // Up to three projections of the same input: an int8 backend quantises x once for all of them.
 struct LinearArgs {
-    Tensor x; // [M, K]
+    Tensor x; // [M, K], types.product unless exact; then all weights are block-quantised
     Projection projections[3];
     int count = 0;
     // Keep float activations even where the backend would quantise them: for inputs with rows of
@@ -44,7 +54,7 @@ struct LayerNormArgs {
     Tensor x;     // [S, D]
     Tensor scale; // [1, D]
     Tensor shift; // [1, D]
-    Tensor out;   // [S, D]
+    Tensor out;   // [S, D], types.product
     float eps = 0;
 };
 
@@ -56,7 +66,7 @@ enum class RopePairs {
 // In place on x: RMSNorm of each head with one gain for all heads, then rotation of pair i of row s
 // by the angle whose cosine and sine are cos[s, i] and sin[s, i].
 struct HeadNormRopeArgs {
-    Tensor x;    // [S, H * head_dim]
+    Tensor x;    // [S, H * head_dim], types.heads
     Tensor gain; // [1, head_dim]
     Tensor cos;  // [S, head_dim / 2]
     Tensor sin;  // [S, head_dim / 2]
@@ -67,10 +77,10 @@ struct HeadNormRopeArgs {
 
 // out = softmax(scale * q k^T) v for each head; query head h reads key head h / (heads / kv_heads).
 struct AttentionArgs {
-    Tensor q;   // [Sq, heads * head_dim]
+    Tensor q;   // [Sq, heads * head_dim], types.heads, all three alike
     Tensor k;   // [Sk, kv_heads * head_dim]
     Tensor v;   // [Sk, kv_heads * head_dim]
-    Tensor out; // [Sq, heads * head_dim]
+    Tensor out; // [Sq, heads * head_dim], types.product
     int heads = 0;
     int kv_heads = 0;
     int head_dim = 0; // a multiple of 8
@@ -80,9 +90,9 @@ struct AttentionArgs {
 
 // out = silu(gate) * up
 struct SwigluArgs {
-    Tensor gate; // [S, D]
+    Tensor gate; // [S, D], types.hidden, both alike
     Tensor up;   // [S, D]
-    Tensor out;  // [S, D], may be gate
+    Tensor out;  // [S, D], types.product; may be gate if both are f32
 };
 
 struct SiluArgs {
@@ -133,16 +143,16 @@ struct Conv2dArgs {
 };
 
 // Shape and type rules; the message names op, operand, expected and found.
-Status check(const LinearArgs& args);
-Status check(const RmsNormArgs& args);
-Status check(const LayerNormArgs& args);
-Status check(const HeadNormRopeArgs& args);
-Status check(const AttentionArgs& args);
-Status check(const SwigluArgs& args);
-Status check(const SiluArgs& args);
-Status check(const EmbedRowsArgs& args);
-Status check(const GroupNormArgs& args);
-Status check(const AffineArgs& args);
-Status check(const Conv2dArgs& args);
+Status check(const LinearArgs& args, const ActivationTypes& types = {});
+Status check(const RmsNormArgs& args, const ActivationTypes& types = {});
+Status check(const LayerNormArgs& args, const ActivationTypes& types = {});
+Status check(const HeadNormRopeArgs& args, const ActivationTypes& types = {});
+Status check(const AttentionArgs& args, const ActivationTypes& types = {});
+Status check(const SwigluArgs& args, const ActivationTypes& types = {});
+Status check(const SiluArgs& args, const ActivationTypes& types = {});
+Status check(const EmbedRowsArgs& args, const ActivationTypes& types = {});
+Status check(const GroupNormArgs& args, const ActivationTypes& types = {});
+Status check(const AffineArgs& args, const ActivationTypes& types = {});
+Status check(const Conv2dArgs& args, const ActivationTypes& types = {});
 
 } // namespace bonsai
