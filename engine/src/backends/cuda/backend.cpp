@@ -10,6 +10,9 @@ namespace bonsai::cuda {
 
 namespace {
 
+// All tokens of a picture of two megapixels: pieces would leave processors idle at their ends.
+constexpr int64_t kMlpRows = 8704;
+
 class DeviceBuffer final : public Buffer {
   public:
     DeviceBuffer(std::shared_ptr<Memory> memory, void* data, size_t bytes)
@@ -181,6 +184,13 @@ Status CudaBackend::replay(const Capture& capture) {
     return check(cudaGraphLaunch(graph.executable, memory_->stream()), "cudaGraphLaunch");
 }
 
+ActivationTypes CudaBackend::activations() const {
+    ActivationTypes types;
+    types.mlp_rows = kMlpRows;
+    if (context_.precision == Precision::kFast) types.product = DType::kI8;
+    return types;
+}
+
 template <typename Args>
 Status CudaBackend::launch(Status (*launcher)(const Context&, const Args&), const Args& args) {
     const DeviceScope scope(memory_->device());
@@ -245,7 +255,15 @@ Status CudaBackend::do_head_norm_rope(const HeadNormRopeArgs& args) {
     return launch(cuda::head_norm_rope, args);
 }
 Status CudaBackend::do_attention(const AttentionArgs& args) {
-    return launch(cuda::attention, args);
+    if (args.out.dtype == DType::kF32) return launch(cuda::attention, args);
+    const DeviceScope scope(memory_->device());
+    scratch_->reset();
+    AttentionArgs floats = args;
+    float* data = nullptr;
+    BONSAI_TRY(scratch_->get(static_cast<size_t>(args.out.rows * args.out.cols), &data));
+    floats.out = f32_matrix(data, args.out.rows, args.out.cols);
+    BONSAI_TRY(cuda::attention(context_, floats));
+    return quantize_rows(context_, floats.out, quantized_rows(args.out));
 }
 Status CudaBackend::do_swiglu(const SwigluArgs& args) {
     return launch(cuda::swiglu, args);

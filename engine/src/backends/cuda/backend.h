@@ -27,6 +27,7 @@ class CudaBackend final : public Backend {
     Status begin_capture() override;
     Status end_capture(std::unique_ptr<Capture>* out) override;
     Status replay(const Capture& capture) override;
+    ActivationTypes activations() const override;
 
   protected:
     Status do_linear(const LinearArgs& args) override;

@@ -24,7 +24,12 @@ struct QuantizedRows {
 };
 // Kernels read the scales of whole tiles of tokens: what lies behind M may hold anything.
 inline int64_t quantized_scale_stride(int64_t rows) {
-    return (rows + 15) / 16 * 16 + 256;
+    return scale_stride_of(rows);
+}
+// An I8 matrix, which has no sums.
+inline QuantizedRows quantized_rows(const Tensor& x) {
+    return {
+        static_cast<int8_t*>(x.data), x.scales, nullptr, x.rows, x.cols, x.stride, x.scale_stride};
 }
 // Memory for `rows` x `cols` from the context's scratch.
 Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, QuantizedRows* out);

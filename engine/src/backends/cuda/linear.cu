@@ -61,6 +61,7 @@ Status linear_quantized(const Context& context, const QuantizedRows& x, const Li
 }
 
 Status linear(const Context& context, const LinearArgs& args) {
+    if (args.x.dtype == DType::kI8) return linear_quantized(context, quantized_rows(args.x), args);
     const bool may_quantize =
         context.precision == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
     QuantizedRows quantized;

@@ -268,6 +268,7 @@ Status linear_exact(const Context& context, const LinearArgs& args, unsigned mas
     case DType::kPQ2_0:
         launch<DType::kPQ2_0>(context, parts, x);
         break;
+    case DType::kI8:     // no weight
     case DType::kPTQ1_0: // repacked when loaded
         return fail(ErrorCode::kUnsupported, "linear: weight is %s, expected its device layout",
                     dtype_info(parts.dtype).name);
