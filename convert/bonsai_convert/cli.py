@@ -17,7 +17,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from . import config, gguf, layout, singles, stream, tokenizer
+from . import cache, config, gguf, layout, singles, stream, tokenizer
 from .errors import ConvertError, UsageError
 from .jsonfile import brief, is_plain
 from .parts import KINDS, open_part
@@ -61,7 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
         "source",
         metavar="SOURCE",
         nargs="?",
-        help="checkpoint directory, or a Hugging Face Hub id owner/name; may be left out when the "
+        help="checkpoint directory, a Hugging Face Hub id owner/name, or hub:owner/name[@revision] "
+        "to keep the model in the cache for bonsai-cli -m hub:owner/name; may be left out when the "
         "three parts are given",
     )
     a("-o", "--output", metavar="FILE", type=Path, help="model file to write (*.gguf)")
@@ -122,6 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     a("--report", metavar="FILE", type=Path, help="write what became of each tensor as JSON")
     a("--strict", action="store_true", help="fail rather than store a number that differs")
+    a("--again", action="store_true", help="convert hub:owner/name although the cache has it")
     a("--dry-run", action="store_true", help="show types, sizes and disk space; write nothing")
     a(
         "--verify",
@@ -132,6 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     a("--revision", help="branch, tag or commit of a Hub id")
     a("--name", help="name of the model in the file (default: from SOURCE)")
     a("--version", action="version", version=f"%(prog)s {version()}")
+    p.set_defaults(table=sys.stdout)  # where the report goes
     return p  # fmt: skip
 
 
@@ -279,11 +282,12 @@ def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) 
             # A sample of rows gave a wrong kind: look at all groups of all tensors and start over.
             if whole:
                 raise
-    print("\n".join(report.lines(total)))
+    lines = report.lines(total)
     proved = sum(i.how == "groups" for i in plan.items)
     if proved:
-        print(f"{proved} low-bit tensors decoded again and found equal to the source")
-    print(f"{output}: written in {time_text(time.monotonic() - start)}")
+        lines.append(f"{proved} low-bit tensors decoded again and found equal to the source")
+    lines.append(f"{output}: written in {time_text(time.monotonic() - start)}")
+    print("\n".join(lines), file=args.table)
     return 0
 
 
@@ -313,20 +317,58 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--report belongs to a conversion: give -o FILE")
     if args.report and not args.report.parent.is_dir():
         raise UsageError(f"--report: no directory {args.report.parent}")
-    if not (args.verify or args.output or args.dry_run):
+    hub = cache.is_spec(args.source)
+    if not (args.verify or args.output or args.dry_run or hub):
         raise UsageError("-o FILE is required")
+    if hub and (args.verify or args.revision):
+        raise UsageError("hub:owner/name goes without --verify, and takes @revision at its end")
+    if args.again and not hub:
+        raise UsageError("--again belongs to hub:owner/name")
     if args.name is not None and not is_plain(args.name):
         raise UsageError("--name must be text of one line")
     parts = split_parts(args)
-    if args.dry_run and args.source and is_hub_id(args.source):
-        listing = hub_listing(args.source, args.revision)
+    if args.dry_run and (hub or (args.source and is_hub_id(args.source))):
+        listing = cache.listing(args.source) if hub else hub_listing(args.source, args.revision)
         print("\n".join(f"{size_text(n):>10s}  {name}" for name, n in listing))
         print(f"{size_text(sum(n for _, n in listing))} to fetch unless cached; types and sizes "
               "need the weights: repeat with the fetched directory")  # fmt: skip
         return 0
     given = singles.Given(parts, args.tokenizer, args.base)
+    if hub:
+        return run_hub(args, given)
     source = singles.open_source(args.source, args.revision, given)
     args.source = args.source or source.name  # for messages
+    return run_on(args, source)
+
+
+def run_hub(args: argparse.Namespace, given: singles.Given, announce: bool = True) -> int:
+    """Fetch, convert, and print the path of the model in the cache unless -o names another."""
+    model = cache.parse(args.source)
+    cached = args.output is None
+    args.table = sys.stderr if cached else sys.stdout
+    args.output = args.output or model.path
+
+    def there() -> bool:
+        return cached and not args.again and model.path.is_file()
+
+    if not there():
+        with cache.locked(model):
+            if not there():  # another process may have made it meanwhile
+                run_on(args, singles.with_parts(cache.fetch(model), given))
+                cache.forget_source(model)
+    if cached and announce:
+        print(model.path)
+    return 0
+
+
+def make_hub_model(spec: str) -> None:
+    """What the command does for SPEC alone, printing progress and the report to stderr."""
+    args = make_parser().parse_args([spec])
+    split_parts(args)
+    run_hub(args, singles.Given({}, None, False), announce=False)
+
+
+def run_on(args: argparse.Namespace, source: Source) -> int:
     files = Files()
     try:
         if args.verify:

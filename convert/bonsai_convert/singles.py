@@ -190,15 +190,19 @@ def _find(given: Given, source: Places | None) -> Places:
     return Places(where, place or _find_tokenizer(where["text_encoder"]), settings, tuple(notes))
 
 
+def with_parts(source: Source, given: Given) -> Source:
+    """A source with the parts that are given in the place of its own."""
+    if not given.parts and given.tokenizer is None:
+        return source
+    return replace(source, places=_find(given, source.places))
+
+
 def open_source(source: str | None, revision: str | None, given: Given) -> Source:
     """A checkpoint in one place, in which other parts may be put, or one made of parts."""
     if source is not None:
         if given.base:
             raise UsageError("--base belongs to single files: SOURCE says itself what it is")
-        found = source_module.open_source(source, revision)
-        if not given.parts and given.tokenizer is None:
-            return found
-        return replace(found, places=_find(given, found.places))
+        return with_parts(source_module.open_source(source, revision), given)
     if revision is not None:
         raise UsageError("--revision belongs to Hub ids")
     # Names on the disk may hold anything; the file's keys are text of one line.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +111,11 @@ def _network_errors(hub) -> tuple:
     kinds = [hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError]
     if hasattr(hub.errors, "OfflineModeIsEnabled"):
         kinds.append(hub.errors.OfflineModeIsEnabled)
-    try:
-        import httpx
-
-        kinds.append(httpx.HTTPError)
-    except ImportError:
-        pass
+    for transport in ("httpx2", "httpx"):
+        try:
+            kinds.append(importlib.import_module(transport).HTTPError)
+        except ImportError:
+            pass
     return tuple(kinds)
 
 

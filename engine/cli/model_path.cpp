@@ -12,27 +12,12 @@
 #endif
 
 #include "failure.h"
+#include "hub_model.h"
 
 namespace bonsai::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-// The running program's file; empty where the system does not tell.
-fs::path program_path() {
-    std::error_code error;
-#if defined(_WIN32)
-    wchar_t name[MAX_PATH];
-    const DWORD length = GetModuleFileNameW(nullptr, name, MAX_PATH);
-    return length > 0 && length < MAX_PATH ? fs::path(name) : fs::path();
-#elif defined(__APPLE__)
-    char name[4096];
-    uint32_t size = sizeof(name);
-    return _NSGetExecutablePath(name, &size) == 0 ? fs::canonical(name, error) : fs::path();
-#else
-    return fs::read_symlink("/proc/self/exe", error);
-#endif
-}
 
 bool is_demo(const fs::path& model) {
     return model.filename().u8string().rfind("seedling-", 0) == 0;
@@ -66,10 +51,24 @@ std::string model_of_environment() {
 
 } // namespace
 
+std::filesystem::path program_path() {
+    std::error_code error;
+#if defined(_WIN32)
+    wchar_t name[MAX_PATH];
+    const DWORD length = GetModuleFileNameW(nullptr, name, MAX_PATH);
+    return length > 0 && length < MAX_PATH ? fs::path(name) : fs::path();
+#elif defined(__APPLE__)
+    char name[4096];
+    uint32_t size = sizeof(name);
+    return _NSGetExecutablePath(name, &size) == 0 ? fs::canonical(name, error) : fs::path();
+#else
+    return fs::read_symlink("/proc/self/exe", error);
+#endif
+}
+
 ModelPath find_model(const std::optional<std::string>& given) {
-    if (given) return {*given};
-    const std::string variable = model_of_environment();
-    if (!variable.empty()) return {variable};
+    const std::string named = given ? *given : model_of_environment();
+    if (given || !named.empty()) return {is_hub_name(named) ? hub_model(named) : named};
     const fs::path program = program_path();
     fs::path found;
     if (!program.empty())

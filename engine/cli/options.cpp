@@ -83,7 +83,7 @@ const Spec kSpecs[] = {
     {"Picture", "--load-embeds", "", "FILE", kDrawing, "draw the prompt of such a file, without the text encoder",
      [](Options& o, const std::string& v) { o.load_embeds = v; }},
 
-    {"Model and device", "--model", "-m", "FILE", kDrawing | kModelFile, "GGUF model (default: $BONSAI_MODEL, else an installed one)",
+    {"Model and device", "--model", "-m", "FILE", kDrawing | kModelFile, "GGUF file or hub:owner/name (default: $BONSAI_MODEL, or installed)",
      [](Options& o, const std::string& v) { o.model = v; }},
     {"Model and device", "--device", "", "ID", kDrawing | kMachine, "auto, or an id that --list-devices shows",
      [](Options& o, const std::string& v) { o.device = v; }},
@@ -300,6 +300,7 @@ std::string help_text() {
     return out +
            "\nEnvironment:\n"
            "  BONSAI_MODEL              the model when -m is not given\n"
+           "  BONSAI_CACHE              folder of hub: models (default: ~/.cache/bonsai)\n"
            "  BONSAI_CPU                generic or avx2: force a level of CPU instructions\n"
            "  NO_COLOR                  no colours\n"
            "\nResults go to standard output, everything else to standard error.\n"

@@ -56,8 +56,10 @@ def _picture(rgb: Any, width: int, height: int) -> Image.Image:
 class Engine:
     """A model file, opened on a device.
 
-    model: path of a GGUF file; None takes $BONSAI_MODEL, else an installed model,
-        else the small demo model that comes with bonsai (the logger "bonsai" says so).
+    model: path of a GGUF file, or "hub:owner/name", which is fetched from the Hugging Face Hub and
+        converted once, with progress on stderr, and read from the cache afterwards; None takes
+        $BONSAI_MODEL, else an installed model, else the small demo model that comes with bonsai
+        (the logger "bonsai" says so).
     device: "auto" or an id from bonsai.devices().
     threads: None takes the physical cores this process may use.
     precision: "fast" (int8 activations) or "exact" (float).

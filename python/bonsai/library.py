@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ._lib import check, encode, ffi, lib, new_struct, take_text, text
-from .errors import ArgumentError
+from .errors import ArgumentError, FileError
 from .types import DeviceInfo, from_struct
 
 _log = logging.getLogger("bonsai")
@@ -26,8 +26,12 @@ __version__: str = text(lib.bonsai_version())
 
 
 def find_model(model: str | os.PathLike | None = None) -> str | os.PathLike:
-    """model, else $BONSAI_MODEL, else an installed one, else the demo model (the log says so)."""
+    """model, else $BONSAI_MODEL, else an installed one, else the demo model (the log says so).
+
+    "hub:owner/name" is fetched and converted once, with progress on stderr."""
     given = model if model is not None else os.environ.get("BONSAI_MODEL")
+    if isinstance(given, str) and given.startswith("hub:"):
+        return _hub_model(given)
     if given:
         return given
     installed = sorted(_installed_models(), key=lambda path: (_is_demo(path), path.name))
@@ -43,6 +47,18 @@ def find_model(model: str | os.PathLike | None = None) -> str | os.PathLike:
             "real one"
         )
     return installed[0]
+
+
+def _hub_model(spec: str) -> Path:
+    try:
+        from bonsai_convert import cache
+        from bonsai_convert.errors import ConvertError
+    except ImportError as e:
+        raise FileError(f"{spec}: the converter is not installed ({e})") from e
+    try:
+        return cache.ensure(spec)
+    except (ConvertError, OSError) as e:
+        raise FileError(str(e)) from e
 
 
 def _installed_models() -> Iterator[Path]:
