@@ -54,38 +54,56 @@ def unpack_q8_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return blocks[:, 2:].copy().view(np.int8), _get_f16(blocks, 0)
 
 
-def _nibbles(q: np.ndarray) -> np.ndarray:
+# Blocks of 4-bit types as records; whole columns of eight codes each are handled at once.
+_Q4_0 = np.dtype([("d", "<f2"), ("s", "<u8", 2)])
+_Q4_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("s", "<u8", 2)])
+_LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
+
+
+def _put_nibbles(s: np.ndarray, q: np.ndarray) -> None:
     """Codes 0..15 [n, 32]: weights 0..15 become the low, 16..31 the high nibbles."""
-    return q[:, :16] | (q[:, 16:] << np.uint8(4))
+    lanes = np.ascontiguousarray(q).view("<u8")
+    for i in range(2):
+        s[:, i] = lanes[:, i] | (lanes[:, i + 2] << np.uint64(4))
 
 
-def _from_nibbles(qs: np.ndarray) -> np.ndarray:
-    return np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=1)
+def _from_nibbles(s: np.ndarray) -> np.ndarray:
+    lanes = np.empty((len(s), 4), "<u8")
+    for i in range(2):
+        column = s[:, i]
+        lanes[:, i] = column & _LOW
+        lanes[:, i + 2] = (column >> np.uint64(4)) & _LOW
+    return lanes.view(np.uint8)
+
+
+def _records(blocks: np.ndarray, kind: np.dtype) -> np.ndarray:
+    return np.ascontiguousarray(blocks).reshape(-1).view(kind)
 
 
 def pack_q4_0(q: np.ndarray, d: np.ndarray) -> np.ndarray:
     """q uint8 0..15 [n, 32], d fp16 [n] -> bytes [n, 18]."""
-    out = np.empty((len(d), 18), np.uint8)
-    _put_f16(out, 0, d)
-    out[:, 2:] = _nibbles(q)
-    return out
+    out = np.empty(len(d), _Q4_0)
+    out["d"] = d
+    _put_nibbles(out["s"], q)
+    return out.view(np.uint8).reshape(-1, 18)
 
 
 def unpack_q4_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return _from_nibbles(blocks[:, 2:]), _get_f16(blocks, 0)
+    records = _records(blocks, _Q4_0)
+    return _from_nibbles(records["s"]), records["d"].copy()
 
 
 def pack_q4_1(q: np.ndarray, d: np.ndarray, m: np.ndarray) -> np.ndarray:
     """q uint8 0..15 [n, 32], d and m fp16 [n] -> bytes [n, 20]."""
-    out = np.empty((len(d), 20), np.uint8)
-    _put_f16(out, 0, d)
-    _put_f16(out, 2, m)
-    out[:, 4:] = _nibbles(q)
-    return out
+    out = np.empty(len(d), _Q4_1)
+    out["d"], out["m"] = d, m
+    _put_nibbles(out["s"], q)
+    return out.view(np.uint8).reshape(-1, 20)
 
 
 def unpack_q4_1(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return _from_nibbles(blocks[:, 4:]), _get_f16(blocks, 0), _get_f16(blocks, 2)
+    records = _records(blocks, _Q4_1)
+    return _from_nibbles(records["s"]), records["d"].copy(), records["m"].copy()
 
 
 def pack_q1_0(trits: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -148,19 +166,28 @@ def pack_ptq1_0(trits: np.ndarray, d: np.ndarray) -> np.ndarray:
     return out
 
 
+# 16 + 8 bytes of five digits, 2 of four; as wide as they go into one register.
+_PTQ1_0 = np.dtype([("wide", "<u8", 2), ("half", "<u8", 1), ("tail", "<u2", 1), ("d", "<f2")])
+
+
 def unpack_ptq1_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Decodes as the engine does, by multiplying in 8 bits; shares no table with the packer."""
-    n = len(blocks)
-    trits = np.empty((n, GROUP), np.uint8)
-    for start, first, width, digits in ((0, 0, 16, 5), (16, 80, 8, 5), (24, 120, 2, 4)):
-        byte = np.ascontiguousarray(blocks[:, start : start + width])
+    records = _records(blocks, _PTQ1_0)
+    trits = np.empty((len(records), GROUP), np.uint8)
+    for name, first, digits in (("wide", 0, 5), ("half", 80, 5), ("tail", 120, 4)):
+        byte = np.ascontiguousarray(records[name])
+        item = byte.dtype
+        width = byte.shape[1] * item.itemsize
+        lanes = trits.view(item)
+        byte = byte.view(np.uint8)
         for i in range(digits):
             # (byte 3) >> 8 is the number of thirds of 256 below the byte.
             digit = (byte >= 86).view(np.uint8) + (byte >= 171).view(np.uint8)
-            at = first + i * width
-            trits[:, at : at + width] = digit
+            at = (first + i * width) // item.itemsize
+            for j, column in enumerate(digit.view(item).T):
+                lanes[:, at + j] = column
             byte = byte * np.uint8(3)
-    return trits, _get_f16(blocks, 26)
+    return trits, records["d"].copy()
 
 
 PACK_TRITS = {"Q1_0": pack_q1_0, "PQ2_0": pack_pq2_0, "PTQ1_0": pack_ptq1_0}

@@ -156,6 +156,10 @@ def pack_lossless(groups: Groups, type_name: str) -> np.ndarray:
 def decodes_to(packed: np.ndarray, type_name: str, groups: Groups) -> bool:
     """True when packed blocks decode to exactly these groups."""
     trits, scales = blocks.UNPACK_TRITS[type_name](packed)
+    if not np.array_equal(scales, groups.scales):
+        return False
+    if np.array_equal(trits, groups.trits):
+        return True
     # Scale 0 makes the codes meaningless (a one-bit code has no zero).
-    equal = (trits == groups.trits).all(axis=1) | ((scales == 0) & (groups.scales == 0))
-    return bool(equal.all() and np.array_equal(scales, groups.scales))
+    equal = (trits == groups.trits).all(axis=1) | (scales == 0)
+    return bool(equal.all())
