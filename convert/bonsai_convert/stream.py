@@ -20,7 +20,7 @@ from .errors import ConvertError
 from .plan import Item
 from .safetensors import Files
 
-_PIECE = 1 << 19  # weights: a piece and its temporaries stay in the caches
+_PIECE = 1 << 21  # weights: long enough outside the interpreter lock for threads to run at once
 
 
 @dataclass(frozen=True)
