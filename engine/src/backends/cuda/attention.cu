@@ -1,18 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// attention: which of the kernels of attention.h runs.
+// attention: which of the kernels of attention.h runs. q, k, v are all f32 or all f16; out is f32,
+// or I8.
 #include "backends/cuda/attention.h"
 #include "backends/cuda/kernels.h"
 
 namespace bonsai::cuda {
 
-Status attention(const Context& context, const AttentionArgs& args) {
+static Status attention_f32(const Context& context, const AttentionArgs& args) {
     if (args.head_dim > 128) return attention_wide(context, args);
-    const bool exact = context.precision == Precision::kExact;
+    const bool exact = context.precision == Precision::kExact && args.q.dtype == DType::kF32;
+    return attention_mma(context, args, exact);
+}
+
+Status attention(const Context& context, const AttentionArgs& args) {
 #if defined(BONSAI_CUDA_HOPPER)
-    if (!exact && context.capability == 90 && args.head_dim > 64)
+    if (context.precision == Precision::kFast && context.capability == 90 && hopper_takes(args))
         return attention_hopper(context, args);
 #endif
-    return attention_mma(context, args, exact);
+    if (args.out.dtype != DType::kI8) return attention_f32(context, args);
+    AttentionArgs there = args;
+    float* room = nullptr;
+    BONSAI_TRY(context.scratch->get(static_cast<size_t>(args.out.rows * args.out.cols), &room));
+    there.out = f32_matrix(room, args.out.rows, args.out.cols);
+    BONSAI_TRY(attention_f32(context, there));
+    return quantize_rows(context, there.out, quantized_rows(args.out));
 }
 
 } // namespace bonsai::cuda

@@ -20,7 +20,8 @@ inline float sign_of(float scale) {
 // Heads of up to 128 on any chip: one pass over the keys, mma.sync. Exact: operands as pairs of
 // f16.
 Status attention_mma(const Context& context, const AttentionArgs& args, bool exact);
-// The same on Hopper with wgmma; heads of 72 to 128, f16 operands.
+// The same on Hopper with wgmma and f16 operands, for what hopper_takes accepts.
+bool hopper_takes(const AttentionArgs& args);
 Status attention_hopper(const Context& context, const AttentionArgs& args);
 // Wider heads: logits of a band of queries in scratch, products by shift_gemm.
 Status attention_wide(const Context& context, const AttentionArgs& args);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention_mma: out = softmax(scale * q k^T) v for heads of up to 128, all chips from sm_75 on.
-// Layout:   q, k, v, out f32 with row strides. Scratch: k and v as f16 [kv head, key, kDim], zero
+// Layout:   q, k, v f32 or f16, out f32, row strides. Scratch: k and v as f16 [kv head, key, kDim],
+// zero
 //           behind the last key and the last dimension; with kExact a second plane holds what
 //           rounding lost.
 // Maths:    S = q k^T and O = p v on tensor cores with f32 sums; softmax in one pass with a running
@@ -24,10 +25,22 @@ constexpr int kQueries = 16 * kWarps;
 constexpr int kThreads = 32 * kWarps;
 namespace {
 
+// A matrix of f32 or f16.
+struct Numbers {
+    const void* data;
+    int64_t stride;
+    bool half;
+    __device__ __forceinline__ float at(int64_t row, int64_t column) const {
+        const int64_t i = row * stride + column;
+        return half ? __half2float(static_cast<const __half*>(data)[i])
+                    : static_cast<const float*>(data)[i];
+    }
+};
+
 struct Flash {
-    const float* q;
+    Numbers q;
     float* out;
-    int64_t q_stride, out_stride;
+    int64_t out_stride;
     const __half* k;
     const __half* v;
     int64_t plane;           // halves from the rounded operands to what rounding lost
@@ -40,8 +53,8 @@ struct Flash {
 };
 
 struct Halves {
-    const float* x;
-    int64_t stride, plane;
+    Numbers x;
+    int64_t plane;
     const uint32_t* largest;
     __half* out;
     int rows, padded_rows, head_dim, heads;
@@ -59,7 +72,7 @@ static __global__ void __launch_bounds__(256) halves_kernel(const Halves h) {
     const int row = static_cast<int>(line / h.heads);
     if (row >= h.padded_rows) return;
     const float scale = kExact ? range_scale(__uint_as_float(*h.largest)) : 1.0f;
-    const float* x = h.x + row * h.stride + int64_t{head} * h.head_dim;
+    const int64_t column = int64_t{head} * h.head_dim;
     uint32_t high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -67,7 +80,7 @@ static __global__ void __launch_bounds__(256) halves_kernel(const Halves h) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
             const int d = piece * 8 + 2 * i + j;
-            v[j] = row < h.rows && d < h.head_dim ? x[d] * scale : 0.0f;
+            v[j] = row < h.rows && d < h.head_dim ? h.x.at(row, column + d) * scale : 0.0f;
         }
         high[i] = pack_clamped(v[0], v[1]);
         low[i] = pack_rest(v[0], v[1], high[i]);
@@ -112,9 +125,10 @@ __device__ __forceinline__ void load_queries(const Flash& f, int row, int head, 
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int r = row + lane / 4 + i % 2 * 8, d = k * 16 + lane % 4 * 2 + i / 2 * 8;
-            const float* q = f.q + int64_t{r} * f.q_stride + int64_t{head} * f.head_dim + d;
+            const int64_t column = int64_t{head} * f.head_dim + d;
             const bool inside = r < f.queries && d < f.head_dim; // head_dim is even
-            const float x = inside ? q[0] * scale : 0.0f, y = inside ? q[1] * scale : 0.0f;
+            const float x = inside ? f.q.at(r, column) * scale : 0.0f;
+            const float y = inside ? f.q.at(r, column + 1) * scale : 0.0f;
             high[k][i] = pack_clamped(x, y);
             if constexpr (kExact) low[k][i] = pack_rest(x, y, high[k][i]);
         }
@@ -296,12 +310,18 @@ static __global__ void __launch_bounds__(kThreads) flash_kernel(const Flash f) {
     store_rows<kDim>(f, row, head, 1.0f / scale_v, total, out);
 }
 
+static Numbers numbers_of(const Tensor& x) {
+    return {x.data, x.stride, x.dtype == DType::kF16};
+}
+
 // k or v in the form that the kernel reads.
 template <int kDim, bool kExact>
 static Status round_rows(const Context& context, const Tensor& x, const AttentionArgs& args,
                          const Flash& f, const uint32_t* largest, __half* out) {
-    const Halves h = {x.f32(), x.stride,      f.plane,       largest,      out,
-                      f.keys,  f.padded_keys, args.head_dim, args.kv_heads};
+    Halves h = {};
+    h.x = numbers_of(x), h.plane = f.plane, h.largest = largest, h.out = out;
+    h.rows = f.keys, h.padded_rows = f.padded_keys;
+    h.head_dim = args.head_dim, h.heads = args.kv_heads;
     const int64_t threads = int64_t{f.padded_keys} * args.kv_heads * (kDim / 8);
     halves_kernel<kDim, kExact>
         <<<static_cast<unsigned>((threads + 255) / 256), 256, 0, context.stream>>>(h);
@@ -312,7 +332,7 @@ template <int kDim, bool kExact>
 static Status run(const Context& context, const AttentionArgs& args) {
     using T = Tile<kDim, kExact>;
     Flash f = {};
-    f.q = args.q.f32(), f.q_stride = args.q.stride;
+    f.q = numbers_of(args.q);
     f.out = args.out.f32(), f.out_stride = args.out.stride;
     f.queries = static_cast<int>(args.q.rows), f.keys = static_cast<int>(args.k.rows);
     f.padded_keys = (f.keys + 63) / 64 * 64;

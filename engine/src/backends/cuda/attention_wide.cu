@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention_wide: out = softmax(scale * q k^T) v for heads wider than 128 (one of 512 in the VAE).
-// Layout:   q, k, v, out f32 with row strides. Scratch for a head: k and v^T packed as right
+// Layout:   q, k, v f32 or f16, out f32, row strides. Scratch for a head: k and v^T packed as right
 //           operands of shift_gemm, and for a band of queries q in f16, logits in f32, weights in
 //           f16.
 // Maths:    products on tensor cores, f16 operands, f32 sums; weights exp(x - max) are rounded to
@@ -20,14 +20,16 @@ constexpr int64_t kBandBytes = int64_t{64} << 20; // of logits
 constexpr int kThreads = 256;
 
 // out [rows, padded] = f16 of sign * x [rows, cols], zero behind the last column.
+template <typename T>
 static __global__ void __launch_bounds__(kThreads)
-    queries_kernel(const float* x, int64_t stride, int64_t rows, int cols, int padded, float sign,
+    queries_kernel(const T* x, int64_t stride, int64_t rows, int cols, int padded, float sign,
                    __half* out) {
     const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     const int64_t row = index / padded;
     const int column = static_cast<int>(index - row * padded);
     if (row >= rows) return;
-    out[index] = column < cols ? to_half(sign * x[row * stride + column]) : __half();
+    out[index] =
+        column < cols ? to_half(sign * static_cast<float>(x[row * stride + column])) : __half();
 }
 
 // The larger or the sum of what all threads give.
@@ -112,8 +114,15 @@ static Status attend(const Context& context, const AttentionArgs& args, const Te
                      const Tensor& out, int64_t first, Band& b) {
     const int64_t rows = std::min(b.rows, q.rows - first);
     const auto blocks = static_cast<unsigned>((rows * b.width + kThreads - 1) / kThreads);
-    queries_kernel<<<blocks, kThreads, 0, context.stream>>>(
-        q.row(first), q.stride, rows, args.head_dim, b.width, sign_of(args.scale), b.q);
+    const float sign = sign_of(args.scale);
+    const Tensor part = q.slice_rows(first, rows);
+    if (q.dtype == DType::kF16)
+        queries_kernel<<<blocks, kThreads, 0, context.stream>>>(
+            static_cast<const __half*>(part.data), q.stride, rows, args.head_dim, b.width, sign,
+            b.q);
+    else
+        queries_kernel<<<blocks, kThreads, 0, context.stream>>>(part.f32(), q.stride, rows,
+                                                                args.head_dim, b.width, sign, b.q);
     BONSAI_TRY(check_launch("attention queries"));
     ShiftGemm& s = b.logits_gemm;
     s.rows = s.pitch = s.width = rows;

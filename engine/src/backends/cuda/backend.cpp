@@ -255,15 +255,7 @@ Status CudaBackend::do_head_norm_rope(const HeadNormRopeArgs& args) {
     return launch(cuda::head_norm_rope, args);
 }
 Status CudaBackend::do_attention(const AttentionArgs& args) {
-    if (args.out.dtype == DType::kF32) return launch(cuda::attention, args);
-    const DeviceScope scope(memory_->device());
-    scratch_->reset();
-    AttentionArgs floats = args;
-    float* data = nullptr;
-    BONSAI_TRY(scratch_->get(static_cast<size_t>(args.out.rows * args.out.cols), &data));
-    floats.out = f32_matrix(data, args.out.rows, args.out.cols);
-    BONSAI_TRY(cuda::attention(context_, floats));
-    return quantize_rows(context_, floats.out, quantized_rows(args.out));
+    return launch(cuda::attention, args);
 }
 Status CudaBackend::do_swiglu(const SwigluArgs& args) {
     return launch(cuda::swiglu, args);

@@ -120,6 +120,7 @@ static ShiftGemm describe_product(const Conv2dArgs& args, const Staging& s) {
     gemm.pitch = s.pitch, gemm.width = s.width;
     if (!args.bias.empty()) gemm.bias = args.bias.f32();
     gemm.alpha = s.alpha;
+    gemm.adds = !args.add.empty();
     gemm.add_stride = args.add.stride, gemm.out_stride = args.out.stride;
     return gemm;
 }

@@ -93,6 +93,12 @@ __device__ __forceinline__ uint64_t operand(uint32_t address) {
     return static_cast<uint64_t>((address & 0x3ffff) >> 4) | uint64_t{1} << 16 |
            uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
+// The same for an operand whose rows run along the sum: 64 columns (n) a row of 128 bytes, the next
+// 64 columns `panel` bytes on. 16 rows further are 2048 bytes.
+__device__ __forceinline__ uint64_t operand_columns(uint32_t address, uint32_t panel) {
+    return static_cast<uint64_t>((address & 0x3ffff) >> 4) | uint64_t{panel >> 4} << 16 |
+           uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
 __device__ __forceinline__ void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -146,23 +152,8 @@ __device__ __forceinline__ void wgmma(float (&d)[96], uint64_t a, uint64_t b, in
         : "l"(a), "l"(b), "r"(add));
 }
 
-__device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, int add) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-        "%128, %129, p, 1, 1, 0, 0;\n}"
-        : BONSAI_D64(0), BONSAI_D64(64)
-        : "l"(a), "l"(b), "r"(add));
-}
-
+// kColumns: b is an operand_columns.
+template <bool kColumns>
 __device__ __forceinline__ void wgmma(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
@@ -171,9 +162,9 @@ __device__ __forceinline__ void wgmma(float (&d)[64], const uint32_t (&a)[4], ui
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+        "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
         : BONSAI_D64(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kColumns ? 1 : 0));
 }
 
 #undef BONSAI_D4

@@ -95,14 +95,15 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return y;
 }
 
-// The power of two that brings numbers of magnitude up to `largest` into [2^13, 2^14): f16 operands
-// then neither overflow nor lose digits. 1 for zero, infinite and NaN.
+// The power of two, between 2^-60 and 2^60, that brings numbers of magnitude up to `largest` into
+// [2^13, 2^14): f16 operands then neither overflow nor lose digits, and the product of two such
+// factors is a normal number. 1 for zero, infinite and NaN.
 __host__ __device__ inline float range_scale(float largest) {
     if (!(largest > 0) || largest > 3.0e38f) return 1.0f;
     int exponent = 0;
     frexpf(largest, &exponent); // largest = f * 2^exponent, f in [0.5, 1)
     const int shift = 14 - exponent;
-    return ldexpf(1.0f, shift > 126 ? 126 : shift < -126 ? -126 : shift);
+    return ldexpf(1.0f, shift > 60 ? 60 : shift < -60 ? -60 : shift);
 }
 
 } // namespace bonsai::cuda

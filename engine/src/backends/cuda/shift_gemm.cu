@@ -181,7 +181,8 @@ Status pack_weights(const Context& context, const GemmPlan& plan, const Tensor& 
 }
 
 Status pack_transposed(const Context& context, const GemmPlan& plan, const Tensor& b, __half* out) {
-    return pack<float, true>(context, plan, b, b.cols, b.rows, 1, out);
+    return b.dtype == DType::kF16 ? pack<__half, true>(context, plan, b, b.cols, b.rows, 1, out)
+                                  : pack<float, true>(context, plan, b, b.cols, b.rows, 1, out);
 }
 
 GemmPlan plan_gemm(const Context& context, const ShiftGemm& gemm) {

@@ -32,6 +32,7 @@ struct ShiftGemm {
     const float* bias = nullptr;
     const float* alpha = nullptr;     // one number in device memory, or null
     const float* row_scale = nullptr; // [r] or null
+    bool adds = false;                // `add` will be given
     const float* add = nullptr;
     int64_t add_stride = 0;
     float* out = nullptr;
@@ -44,7 +45,6 @@ struct ShiftGemm {
 enum class GemmTile {
     kAnyChip,
     kTall,  // the others are Hopper's: 256 x 128
-    kWide,  // 128 x 256
     kSmall, // 128 x 128, two blocks a multiprocessor
 };
 struct GemmPlan {
@@ -56,7 +56,8 @@ GemmPlan plan_gemm_hopper(const Context& context, const ShiftGemm& gemm);
 inline size_t packed_halves(const GemmPlan& plan, int64_t n, int64_t channels, int taps) {
     return static_cast<size_t>(round_up(n, plan.tile_n) * round_up(channels, kChunk) * taps);
 }
-// From b [n, taps * channels] of f32, f16 or bf16 with a row stride, or its transpose (one tap).
+// From b [n, taps * channels] of f32, f16 or bf16 with a row stride, or the transpose (one tap) of
+// f32 or f16.
 Status pack_weights(const Context& context, const GemmPlan& plan, const Tensor& b, int64_t channels,
                     int taps, __half* out);
 Status pack_transposed(const Context& context, const GemmPlan& plan, const Tensor& b, __half* out);

@@ -6,11 +6,10 @@
 // Work:     a block owns a tile of the output: two warpgroups compute, a ninth warp starts the
 //           copies of each step of 64 channels into a ring of stages.
 // Roofline: as shift_gemm. From the L2 cache a 128 x 256 tile takes 48 KB for 4.2 Mflop.
-#include <cuda.h>
-
 #include "backends/cuda/hopper.cuh"
 #include "backends/cuda/mma.cuh"
 #include "backends/cuda/shift_gemm.cuh"
+#include "backends/cuda/tensor_map.h"
 
 namespace bonsai::cuda {
 
@@ -27,7 +26,6 @@ template <int kRowsOf64, int kColumns, int kDepth, int kResident> struct Tile {
     static constexpr int kBytes = kBarriers + 2 * kStages * 8 + 1024; // start rounded up to 1024
 };
 using TallTile = Tile<2, 128, 4, 1>;
-using WideTile = Tile<1, 256, 4, 1>;
 using SmallTile = Tile<1, 128, 3, 2>;
 
 #if defined(BONSAI_SM90A)
@@ -122,39 +120,10 @@ static __global__ void __launch_bounds__(kThreads, T::kBlocks)
 #endif
 }
 
-// cuTensorMapEncodeTiled of the driver, found without linking it.
-static Status tensor_map(const ShiftGemm& gemm, int box_rows, CUtensorMap* map) {
-    using Encode = decltype(&cuTensorMapEncodeTiled);
-    static void* const address = [] {
-        void* found = nullptr;
-        cudaDriverEntryPointQueryResult result;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                             cudaEnableDefault, &result) != cudaSuccess ||
-            result != cudaDriverEntryPointSuccess)
-            found = nullptr;
-        return found;
-    }();
-    if (address == nullptr)
-        return fail(ErrorCode::kUnsupported,
-                    "CUDA: the driver has no cuTensorMapEncodeTiled; a driver for CUDA 12 or later "
-                    "is needed");
-    const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(gemm.channels),
-                                 static_cast<cuuint64_t>(gemm.a_rows)};
-    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(gemm.channels) * 2};
-    const cuuint32_t box[2] = {kChunk, static_cast<cuuint32_t>(box_rows)};
-    const cuuint32_t steps[2] = {1, 1};
-    const CUresult result = reinterpret_cast<Encode>(address)(
-        map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<__half*>(gemm.a), sizes, strides, box,
-        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result == CUDA_SUCCESS) return Status();
-    return fail(ErrorCode::kInternal, "CUDA: cuTensorMapEncodeTiled answered %d for %lld x %d",
-                static_cast<int>(result), static_cast<long long>(gemm.a_rows), gemm.channels);
-}
-
 template <typename T> static Status launch(const Context& context, const ShiftGemm& gemm) {
     CUtensorMap map;
-    BONSAI_TRY(tensor_map(gemm, T::kTileM, &map));
+    BONSAI_TRY(make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, gemm.a, gemm.a_rows, gemm.channels,
+                               int64_t{gemm.channels} * 2, T::kTileM, &map));
     const int64_t tiles_n = (gemm.n + T::kTileN - 1) / T::kTileN;
     const auto grid = static_cast<unsigned>((gemm.rows + T::kTileM - 1) / T::kTileM * tiles_n);
     auto* kernel = in_pairs(gemm) ? gemm_kernel<T, true> : gemm_kernel<T, false>;
@@ -165,22 +134,17 @@ template <typename T> static Status launch(const Context& context, const ShiftGe
     return check_launch("shift_gemm");
 }
 
+// Two small blocks hide each other's start and end; without `add` to wait for, tall ones take less
+// from the L2 cache where they are many.
 GemmPlan plan_gemm_hopper(const Context& context, const ShiftGemm& gemm) {
-    const int64_t wide_tiles = (gemm.rows + 127) / 128 * ((gemm.n + 255) / 256);
-    if (gemm.n % 256 == 0 && wide_tiles >= 4 * context.multiprocessors)
-        return {256, GemmTile::kWide};
-    return {128, GemmTile::kSmall};
+    const int64_t tall_tiles = (gemm.rows + 255) / 256 * ((gemm.n + 127) / 128);
+    const bool tall = !gemm.adds && tall_tiles >= 3 * int64_t{context.multiprocessors};
+    return {128, tall ? GemmTile::kTall : GemmTile::kSmall};
 }
 
 Status shift_gemm_hopper(const Context& context, const GemmPlan& plan, const ShiftGemm& gemm) {
-    switch (plan.tile) {
-    case GemmTile::kTall:
-        return launch<TallTile>(context, gemm);
-    case GemmTile::kWide:
-        return launch<WideTile>(context, gemm);
-    default:
-        return launch<SmallTile>(context, gemm);
-    }
+    return plan.tile == GemmTile::kTall ? launch<TallTile>(context, gemm)
+                                        : launch<SmallTile>(context, gemm);
 }
 
 } // namespace bonsai::cuda
