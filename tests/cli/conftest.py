@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program as a user runs it: its own folder, a clean environment, a tiny model.
 
-With $BONSAI_CLI_RUNNER (such as "wine") the program runs through that command; tests marked `posix`
-are about things that Windows does not have, and are skipped then.
+Tests marked `posix` are about things that Windows does not have; they are skipped when the program
+is one of Windows, which $BONSAI_EMULATOR ("wine") runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import native
 
-RUNNER = os.environ.get("BONSAI_CLI_RUNNER", "").split()
+WINDOWS = native.for_windows()
 SMALL = ["--size", "64x64", "--steps", "1"]
 
 
@@ -39,7 +40,7 @@ class Cli:
     def __call__(self, *arguments: str | Path | bytes, stdin: bytes = b"", **options) -> Result:
         env = self.environment(**options.pop("env", {}))
         done = subprocess.run(
-            [*RUNNER, self.program, *arguments],
+            [self.program, *arguments],
             input=stdin,
             capture_output=True,
             cwd=self.folder,
@@ -50,7 +51,7 @@ class Cli:
 
         def text(stream: bytes) -> str:
             decoded = stream.decode("utf-8", "replace")
-            return decoded.replace("\r\n", "\n") if RUNNER else decoded
+            return decoded.replace("\r\n", "\n") if WINDOWS else decoded
 
         return Result(done.returncode, text(done.stdout), text(done.stderr), done.stdout)
 
@@ -68,7 +69,7 @@ class Cli:
 
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
-        if RUNNER and item.get_closest_marker("posix"):
+        if WINDOWS and item.get_closest_marker("posix"):
             item.add_marker(pytest.mark.skip(reason="not for Windows"))
 
 

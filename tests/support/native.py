@@ -72,10 +72,16 @@ def build_dir() -> Path:
     return folder
 
 
+def for_windows() -> bool:
+    """Whether the programs are those of Windows: what Windows does not have is not tested then."""
+    given = os.environ.get("BONSAI_BUILD_DIR")
+    return os.name == "nt" or bool(given and any(Path(given).rglob("bonsai-cli.exe")))
+
+
 def emulated(path: Path) -> Path:
     """The program, or with $BONSAI_EMULATOR (a command and its options) a script that emulates it.
 
-    For programs of another processor, where the kernel does not know how to start them.
+    For programs of another processor or system, which the kernel does not know how to start.
     """
     emulator = os.environ.get("BONSAI_EMULATOR")
     if not emulator:
