@@ -53,6 +53,56 @@ TEST(no_op_expands_weights_beyond_a_tile) {
     }
 }
 
+// What plans are told of an op is what it then takes, at every level and in both precisions.
+TEST(scratch_is_what_was_announced) {
+    constexpr int64_t rows = 40, width = 256, side = 8;
+    const std::vector<float> values = random_values(9 * width * width, 1);
+    std::vector<uint8_t> packed(static_cast<size_t>(width) * row_bytes(DType::kQ8_0, width)),
+        kernel(values.size() * 2);
+    CHECK_OK(quantize_rows(DType::kQ8_0, values.data(), width, width, packed.data()));
+    CHECK_OK(quantize_rows(DType::kF16, values.data(), width, 9 * width, kernel.data()));
+    std::vector<float> x = random_values(side * side * width, 2), y(x.size());
+    int announced = 0;
+    for (const cpu::Level level : cpu::levels_of(cpu::detected_features())) {
+        for (const Precision precision : {Precision::kFast, Precision::kExact}) {
+            std::unique_ptr<Backend> device;
+            CHECK_OK(cpu::CpuBackend::create({2, precision}, level, &device));
+            const auto& cpu = static_cast<cpu::CpuBackend&>(*device);
+            const auto check = [&](uint64_t bytes) {
+                CHECK(cpu.shared_scratch() == bytes);
+                announced += bytes > 0;
+                device->release_scratch();
+                CHECK(cpu.shared_scratch() == 0);
+            };
+            LinearArgs linear;
+            linear.x = f32_matrix(x.data(), rows, width);
+            linear.projections[0].weight = {DType::kQ8_0, width, width, width, packed.data()};
+            linear.projections[0].out = f32_matrix(y.data(), rows, width);
+            linear.count = 1;
+            CHECK_OK(device->linear(linear));
+            check(device->scratch_bytes(linear));
+            AttentionArgs attention;
+            attention.q = attention.k = attention.v = f32_matrix(x.data(), rows, width);
+            attention.out = f32_matrix(y.data(), rows, width);
+            attention.heads = attention.kv_heads = 2;
+            attention.head_dim = width / 2;
+            attention.scale = 0.1f;
+            CHECK_OK(device->attention(attention));
+            check(device->scratch_bytes(attention));
+            Conv2dArgs conv;
+            conv.x = f32_matrix(x.data(), side * side, width);
+            conv.weight = {DType::kF16, width, 9 * width, 9 * width, kernel.data()};
+            conv.bias = f32_matrix(x.data(), 1, width);
+            conv.out = f32_matrix(y.data(), side * side, width);
+            conv.height = conv.width = side;
+            conv.kernel = 3;
+            CHECK_OK(device->conv2d(conv));
+            check(device->scratch_bytes(conv));
+        }
+    }
+    CHECK(announced > 0); // the linear's, at every level
+}
+
 TEST(results_do_not_depend_on_the_thread_count) {
     constexpr int64_t pixels = 5000, channels = 64, groups = 8;
     std::vector<float> x = random_values(pixels * channels, 3), gain(channels, 1.5f),

@@ -19,8 +19,13 @@ constexpr uintptr_t kPlanningBase = kAlignment; // any address but null, which w
 Status Arena::create(Backend& backend, size_t bytes, std::unique_ptr<Arena>* out) {
     std::unique_ptr<Arena> arena(new Arena);
     BONSAI_TRY(backend.allocate(std::max(bytes, kAlignment), &arena->buffer_));
+    arena->backend_ = &backend;
     *out = std::move(arena);
     return Status();
+}
+
+Arena::~Arena() {
+    if (backend_) backend_->release_scratch();
 }
 
 uintptr_t Arena::base() const {

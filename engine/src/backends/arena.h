@@ -4,6 +4,7 @@
 // much the real one needs.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -14,7 +15,10 @@ namespace bonsai {
 class Arena {
   public:
     Arena() = default; // planning: no limit, no memory
-    // One buffer of `bytes` on the backend.
+    ~Arena();          // the stage has ended: what the backend's ops kept goes, too
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+    // One buffer of `bytes` on the backend, which must outlive the arena.
     static Status create(Backend& backend, size_t bytes, std::unique_ptr<Arena>* out);
 
     // A matrix of F32, F16 or I8, not initialised; first fit.
@@ -36,17 +40,19 @@ class Arena {
     };
     uintptr_t base() const;
 
+    Backend* backend_ = nullptr;
     std::unique_ptr<Buffer> buffer_;
     std::vector<Block> used_; // in address order
     size_t peak_ = 0;
 };
 
-// Accepts every op whose arguments are valid and computes nothing.
+// Accepts every op whose arguments are valid and computes nothing; notes what the ops would take on
+// the device that is planned for.
 class PlanBackend final : public Backend {
   public:
-    // types: of the backend that is planned for.
-    explicit PlanBackend(const ActivationTypes& types) : types_(types) {}
-    ActivationTypes activations() const override { return types_; }
+    explicit PlanBackend(const Backend& planned) : planned_(planned) {}
+    uint64_t scratch() const { return scratch_; } // the most that one op takes
+    ActivationTypes activations() const override { return planned_.activations(); }
     const DeviceInfo& device() const override { return device_; }
     Status allocate(size_t, std::unique_ptr<Buffer>*) override { return Status(); }
     Status load_weight(const Tensor& host, std::unique_ptr<Buffer>*, Tensor* out) override {
@@ -59,20 +65,26 @@ class PlanBackend final : public Backend {
     Status synchronize() override { return Status(); }
 
   protected:
-    Status do_linear(const LinearArgs&) override { return Status(); }
+    Status do_linear(const LinearArgs& args) override { return note(args); }
     Status do_rms_norm(const RmsNormArgs&) override { return Status(); }
     Status do_layer_norm(const LayerNormArgs&) override { return Status(); }
     Status do_head_norm_rope(const HeadNormRopeArgs&) override { return Status(); }
-    Status do_attention(const AttentionArgs&) override { return Status(); }
+    Status do_attention(const AttentionArgs& args) override { return note(args); }
     Status do_swiglu(const SwigluArgs&) override { return Status(); }
     Status do_silu(const SiluArgs&) override { return Status(); }
     Status do_embed_rows(const EmbedRowsArgs&) override { return Status(); }
     Status do_group_norm(const GroupNormArgs&) override { return Status(); }
     Status do_affine(const AffineArgs&) override { return Status(); }
-    Status do_conv2d(const Conv2dArgs&) override { return Status(); }
+    Status do_conv2d(const Conv2dArgs& args) override { return note(args); }
 
   private:
-    ActivationTypes types_;
+    template <typename Args> Status note(const Args& args) {
+        scratch_ = std::max(scratch_, planned_.scratch_bytes(args));
+        return Status();
+    }
+
+    const Backend& planned_;
+    uint64_t scratch_ = 0;
     DeviceInfo device_{"plan", "plan", "", 0, 0, 0};
 };
 

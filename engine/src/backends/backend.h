@@ -80,6 +80,14 @@ class Backend {
     virtual Status copy(const Tensor& from,
                         const Tensor& to) = 0; // f32 of one shape, queued like an op
 
+    // -- working memory beside the caller's --
+    // Bytes that an op takes while it runs; memory plans count the largest of a stage. They may be
+    // kept for the ops behind it until release_scratch says that a stage has ended.
+    virtual uint64_t scratch_bytes(const LinearArgs&) const { return 0; }
+    virtual uint64_t scratch_bytes(const AttentionArgs&) const { return 0; }
+    virtual uint64_t scratch_bytes(const Conv2dArgs&) const { return 0; }
+    virtual void release_scratch() {}
+
     // -- queue --
     virtual Status synchronize() = 0;
     // Whole-step capture: ops between begin and end are recorded as well as run; replay runs them

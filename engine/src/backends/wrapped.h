@@ -27,6 +27,16 @@ class WrappedBackend : public Backend {
     Status copy(const Tensor& from, const Tensor& to) override { return inner_->copy(from, to); }
     Status synchronize() override { return inner_->synchronize(); }
     ActivationTypes activations() const override { return inner_->activations(); }
+    uint64_t scratch_bytes(const LinearArgs& args) const override {
+        return inner_->scratch_bytes(args);
+    }
+    uint64_t scratch_bytes(const AttentionArgs& args) const override {
+        return inner_->scratch_bytes(args);
+    }
+    uint64_t scratch_bytes(const Conv2dArgs& args) const override {
+        return inner_->scratch_bytes(args);
+    }
+    void release_scratch() override { inner_->release_scratch(); }
 
   protected:
     Backend& inner() { return *inner_; }

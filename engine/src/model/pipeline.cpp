@@ -183,18 +183,18 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
     if (out->truncated && options_.log)
         options_.log(format("the prompt is longer than %lld tokens and was cut on the right",
                             static_cast<long long>(config_.text.max_tokens)));
-    size_t bytes = 0;
-    BONSAI_TRY(plan_text(&bytes));
+    StagePlan plan;
+    BONSAI_TRY(plan_text(&plan));
     std::unique_ptr<Arena> arena;
-    BONSAI_TRY(Arena::create(*backend_, bytes, &arena));
-    monitor.arena = std::max<uint64_t>(monitor.arena, bytes);
+    BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
+    monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
     const auto& probe = monitor.request.probe;
     const Run run{
         *backend_, *arena, [&](double fraction) { return monitor.tick(first + share * fraction); },
         probe && first == 0 ? [&](const std::string& name,
                                   const Tensor& value) { return probe(name, value, *backend_); }
                             : std::function<Status(const std::string&, const Tensor&)>(),
-        streams(text_encoder_.weights(), bytes)};
+        streams(text_encoder_.weights(), plan.total())};
     BONSAI_TRY(run.progress(0));
     Tensor rows;
     BONSAI_TRY(arena->allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
@@ -422,11 +422,11 @@ Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
 Status Pipeline::denoise(const Request& request, uint64_t seed, Monitor& monitor,
                          std::vector<float>* latents) {
     const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
-    size_t bytes = 0;
-    BONSAI_TRY(plan_denoise(request, &bytes));
+    StagePlan plan;
+    BONSAI_TRY(plan_denoise(request, &plan));
     std::unique_ptr<Arena> arena;
-    BONSAI_TRY(Arena::create(*backend_, bytes, &arena));
-    monitor.arena = std::max<uint64_t>(monitor.arena, bytes);
+    BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
+    monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
     monitor.step = 0;
     const double passes = static_cast<double>(encoded_.size());
     double pass = 0, last = 0; // a fraction that falls marks the next pass of a guided step
@@ -438,7 +438,7 @@ Status Pipeline::denoise(const Request& request, uint64_t seed, Monitor& monitor
                     (static_cast<double>(monitor.step) + (pass + fraction) / passes) /
                     static_cast<double>(request.steps));
             },
-            nullptr, streams(transformer_.weights(), bytes)};
+            nullptr, streams(transformer_.weights(), plan.total())};
     const auto show = [&](const std::string& name, const Tensor& value) {
         return request.probe(name, value, *backend_);
     };

@@ -81,6 +81,12 @@ class Pipeline {
     const VaeDecoder& vae() const { return vae_; }
 
   private:
+    // Bytes that a stage takes beside its weights: activations, and what one op works with.
+    struct StagePlan {
+        size_t arena = 0;
+        uint64_t scratch = 0;
+        uint64_t total() const { return arena + scratch; }
+    };
     // Where a stage stands, for progress and memory statistics.
     struct Monitor;
     // State of one picture between steps.
@@ -118,9 +124,9 @@ class Pipeline {
                          const std::string& when) const;
     Status check_picture(const std::vector<float>& latents, const std::vector<float>& pixels,
                          const std::vector<uint8_t>& rgb) const;
-    Status plan_text(size_t* bytes) const;
-    Status plan_denoise(const Request& request, size_t* bytes) const;
-    Status plan_decode(int64_t height, int64_t width, size_t* bytes) const;
+    Status plan_text(StagePlan* plan) const;
+    Status plan_denoise(const Request& request, StagePlan* plan) const;
+    Status plan_decode(int64_t height, int64_t width, StagePlan* plan) const;
     Status plan_picture(int64_t height, int64_t width, int64_t tile, uint64_t* bytes) const;
     int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
     Status plan_request(const Request& request, bonsai_memory_plan* plan) const;

@@ -61,11 +61,11 @@ Status Pipeline::decode_tiles(const std::vector<float>& latents, int64_t height,
     pixels->assign(static_cast<size_t>(height * width * kSizeMultiple * kSizeMultiple * 3), 0.0f);
     std::vector<float> weights(pixels->size() / 3, 0.0f), piece,
         tokens(static_cast<size_t>(tile_h * tile_w * channels));
-    size_t bytes = 0;
-    BONSAI_TRY(plan_decode(tile_h, tile_w, &bytes));
+    StagePlan plan;
+    BONSAI_TRY(plan_decode(tile_h, tile_w, &plan));
     std::unique_ptr<Arena> arena;
-    BONSAI_TRY(Arena::create(*backend_, bytes, &arena));
-    monitor.arena = std::max<uint64_t>(monitor.arena, bytes);
+    BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
+    monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
     const double count = static_cast<double>(tops.size() * lefts.size());
     double done = 0;
     const Run run{*backend_, *arena,
@@ -106,11 +106,11 @@ Status Pipeline::decode(const std::vector<float>& latents, int64_t height, int64
     if (*tiled) {
         BONSAI_TRY(decode_tiles(latents, height, width, tile, monitor, &pixels));
     } else {
-        size_t bytes = 0;
-        BONSAI_TRY(plan_decode(height, width, &bytes));
+        StagePlan plan;
+        BONSAI_TRY(plan_decode(height, width, &plan));
         std::unique_ptr<Arena> arena;
-        BONSAI_TRY(Arena::create(*backend_, bytes, &arena));
-        monitor.arena = std::max<uint64_t>(monitor.arena, bytes);
+        BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
+        monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
         Run run{*backend_, *arena, [&](double fraction) { return monitor.tick(fraction); },
                 nullptr};
         const auto& probe = monitor.request.probe;
@@ -130,17 +130,17 @@ Status Pipeline::decode(const std::vector<float>& latents, int64_t height, int64
     return monitor.preview ? Status() : check_picture(latents, pixels, *rgb);
 }
 
-// All that decoding a picture takes beside the weights: the arena of the whole or of one tile
-// (tile > 0), and the float and byte pictures on the host.
+// All that decoding a picture takes beside the weights: arena and scratch of the whole or of one
+// tile (tile > 0), and the float and byte pictures on the host.
 Status Pipeline::plan_picture(int64_t height, int64_t width, int64_t tile, uint64_t* bytes) const {
     const int64_t rows = tile ? std::min(tile, height) : height;
     const int64_t cols = tile ? std::min(tile, width) : width;
-    size_t arena = 0;
-    BONSAI_TRY(plan_decode(rows, cols, &arena));
+    StagePlan plan;
+    BONSAI_TRY(plan_decode(rows, cols, &plan));
     const auto pixels = [](int64_t h, int64_t w) {
         return static_cast<uint64_t>(h * w * kSizeMultiple * kSizeMultiple);
     };
-    *bytes = arena + pixels(height, width) * (3 * sizeof(float) + 3);
+    *bytes = plan.total() + pixels(height, width) * (3 * sizeof(float) + 3);
     if (tile) // the sum of weights of each pixel, and the tile's own pixels
         *bytes += pixels(height, width) * sizeof(float) + pixels(rows, cols) * 3 * sizeof(float);
     return Status();

@@ -7,20 +7,20 @@
 
 namespace bonsai {
 
-Status Pipeline::plan_text(size_t* bytes) const {
-    PlanBackend backend(backend_->activations());
+Status Pipeline::plan_text(StagePlan* plan) const {
+    PlanBackend backend(*backend_);
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     const std::vector<int32_t> ids(static_cast<size_t>(config_.text.max_tokens), 0);
     Tensor rows;
     BONSAI_TRY(arena.allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
     BONSAI_TRY(text_encoder_.encode(run, ids.data(), config_.text.max_tokens, rows));
-    *bytes = arena.peak();
+    *plan = {arena.peak(), backend.scratch()};
     return Status();
 }
 
-Status Pipeline::plan_denoise(const Request& request, size_t* bytes) const {
-    PlanBackend backend(backend_->activations());
+Status Pipeline::plan_denoise(const Request& request, StagePlan* plan) const {
+    PlanBackend backend(*backend_);
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     const std::vector<float> prompt; // never read: writes to a plan go nowhere
@@ -28,19 +28,19 @@ Status Pipeline::plan_denoise(const Request& request, size_t* bytes) const {
     Denoising d;
     BONSAI_TRY(start_denoising(run, request, prompts, &d));
     BONSAI_TRY(evaluate(run, request, 0, &d));
-    *bytes = arena.peak();
+    *plan = {arena.peak(), backend.scratch()};
     return Status();
 }
 
-Status Pipeline::plan_decode(int64_t height, int64_t width, size_t* bytes) const {
-    PlanBackend backend(backend_->activations());
+Status Pipeline::plan_decode(int64_t height, int64_t width, StagePlan* plan) const {
+    PlanBackend backend(*backend_);
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     Tensor latents, pixels;
     BONSAI_TRY(arena.allocate(4 * height * width, config_.vae.latent_channels, &latents));
     BONSAI_TRY(arena.allocate(height * width * kSizeMultiple * kSizeMultiple, 3, &pixels));
     BONSAI_TRY(vae_.decode(run, latents, 2 * height, 2 * width, pixels));
-    *bytes = arena.peak();
+    *plan = {arena.peak(), backend.scratch()};
     return Status();
 }
 
@@ -73,10 +73,11 @@ Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* 
 // The same for a resolved request, whose steps and guidance count too.
 Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) const {
     const int64_t rows = request.height / kSizeMultiple, cols = request.width / kSizeMultiple;
-    size_t text = 0, denoise = 0;
+    StagePlan text_plan, denoise_plan;
     uint64_t decode = 0;
-    BONSAI_TRY(plan_text(&text));
-    BONSAI_TRY(plan_denoise(request, &denoise));
+    BONSAI_TRY(plan_text(&text_plan));
+    BONSAI_TRY(plan_denoise(request, &denoise_plan));
+    const uint64_t text = text_plan.total(), denoise = denoise_plan.total();
     plan->limit = memory_limit();
     const int64_t tile = choose_tile(rows, cols, plan->limit);
     BONSAI_TRY(plan_picture(rows, cols, tile, &decode));
@@ -123,10 +124,10 @@ Status Pipeline::check_memory(const Request& request) const {
 }
 
 Status Pipeline::check_text_memory() const {
-    size_t bytes = 0;
-    BONSAI_TRY(plan_text(&bytes));
-    return check_limit("encoding a prompt", "", bytes, text_encoder_.streamed_bytes() + bytes,
-                       memory_limit());
+    StagePlan plan;
+    BONSAI_TRY(plan_text(&plan));
+    return check_limit("encoding a prompt", "", plan.total(),
+                       text_encoder_.streamed_bytes() + plan.total(), memory_limit());
 }
 
 } // namespace bonsai

@@ -154,9 +154,28 @@ Status CpuBackend::do_embed_rows(const EmbedRowsArgs& args) {
     return Status();
 }
 
+// Which form an op takes, and what that form works with.
+uint64_t CpuBackend::scratch_bytes(const LinearArgs& args) const {
+    if (precision_ != Precision::kFast || args.exact || args.x.cols % kGroup != 0) return 0;
+    for (int i = 0; i < args.count; ++i)
+        if (is_block_quantized(args.projections[i].weight.dtype))
+            return quantized_rows_bytes(args.x.rows, args.x.cols);
+    return 0;
+}
+
+uint64_t CpuBackend::scratch_bytes(const AttentionArgs& args) const {
+    const bool fast = precision_ == Precision::kFast && !args.causal && table_.attention_fast;
+    return fast ? table_.attention_packed_floats(args) * sizeof(float) : 0;
+}
+
+uint64_t CpuBackend::scratch_bytes(const Conv2dArgs& args) const {
+    const bool fast = precision_ == Precision::kFast && args.kernel == 3 && table_.winograd;
+    return fast ? table_.winograd_weight_floats(args) * sizeof(float) : 0;
+}
+
 Status CpuBackend::quantize(const Tensor& x, QuantizedRows* out) {
     const size_t bytes = quantized_rows_bytes(x.rows, x.cols);
-    void* memory = quantized_.get(bytes);
+    void* memory = shared_.get(bytes);
     if (!memory) return no_memory("linear", bytes);
     *out = quantized_rows_at(memory, x.rows, x.cols);
     return pool_->parallel_for(pieces_of(x.rows, kRowsPerPiece), [&](int64_t i, int) {
@@ -180,21 +199,18 @@ Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, cons
 }
 
 Status CpuBackend::do_linear(const LinearArgs& args) {
-    const bool may_quantize =
-        precision_ == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
     QuantizedRows quantized;
+    if (scratch_bytes(args) > 0) BONSAI_TRY(quantize(args.x, &quantized));
     for (int i = 0; i < args.count; ++i) {
         const Projection& p = args.projections[i];
-        const bool fast = may_quantize && is_block_quantized(p.weight.dtype);
-        if (fast && !quantized.q) BONSAI_TRY(quantize(args.x, &quantized));
+        const bool fast = quantized.q && is_block_quantized(p.weight.dtype);
         BONSAI_TRY(project(args.x, fast ? &quantized : nullptr, p));
     }
     return Status();
 }
 
 Status CpuBackend::attention_fast(const AttentionArgs& args) {
-    const size_t bytes = table_.attention_packed_floats(args) * sizeof(float);
-    auto* packed = static_cast<float*>(packed_.get(bytes));
+    auto* packed = static_cast<float*>(shared_.get(scratch_bytes(args)));
     if (!packed) return no_scratch("attention");
     BONSAI_TRY(pool_->parallel_for(
         pieces_of(args.k.rows, table_.attention_pack_rows),
@@ -212,8 +228,7 @@ Status CpuBackend::attention_fast(const AttentionArgs& args) {
 }
 
 Status CpuBackend::do_attention(const AttentionArgs& args) {
-    if (precision_ == Precision::kFast && !args.causal && table_.attention_fast)
-        return attention_fast(args);
+    if (scratch_bytes(args) > 0) return attention_fast(args);
     const int64_t piece = table_.attention_piece_rows;
     const int64_t pieces = pieces_of(args.q.rows, piece);
     std::atomic<bool> complete{true};
@@ -265,9 +280,7 @@ Status CpuBackend::winograd(const Conv2dArgs& args) {
     while (tall * wide > kLeastTiles && blocks() < 3 * pool_->size())
         (tall > wide ? tall : wide) /= 2;
 
-    Scratch weights; // not kept: as large as the widest layer of floats four times over
-    const size_t bytes = table_.winograd_weight_floats(args) * sizeof(float);
-    auto* transformed = static_cast<float*>(weights.get(bytes));
+    auto* transformed = static_cast<float*>(shared_.get(scratch_bytes(args)));
     if (!transformed) return no_scratch("conv2d");
     BONSAI_TRY(
         pool_->parallel_for(pieces_of(args.out.cols, table_.winograd_panel), [&](int64_t i, int) {
@@ -284,8 +297,7 @@ Status CpuBackend::winograd(const Conv2dArgs& args) {
 }
 
 Status CpuBackend::do_conv2d(const Conv2dArgs& args) {
-    if (precision_ == Precision::kFast && args.kernel == 3 && table_.winograd)
-        return winograd(args);
+    if (scratch_bytes(args) > 0) return winograd(args);
     const int64_t height = args.upsample ? 2 * args.height : args.height;
     const int64_t piece = table_.conv2d_piece_rows;
     std::atomic<bool> complete{true};

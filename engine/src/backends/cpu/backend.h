@@ -26,6 +26,13 @@ class CpuBackend final : public Backend {
     // Largest scratch any worker ever held, for the assertion that weights are never expanded
     // beyond a tile.
     size_t scratch_peak() const;
+    // What all workers share: what scratch_bytes says of the largest op since release_scratch.
+    size_t shared_scratch() const { return shared_.peak(); }
+
+    uint64_t scratch_bytes(const LinearArgs& args) const override;
+    uint64_t scratch_bytes(const AttentionArgs& args) const override;
+    uint64_t scratch_bytes(const Conv2dArgs& args) const override;
+    void release_scratch() override { shared_.release(); }
 
   protected:
     Status do_linear(const LinearArgs& args) override;
@@ -54,8 +61,9 @@ class CpuBackend final : public Backend {
     DeviceInfo device_;
     std::unique_ptr<ThreadPool> pool_;
     std::vector<Scratch> scratch_; // one for each worker
-    Scratch quantized_;            // the int8 form of a linear's input
-    Scratch packed_;               // keys and values of an attention
+    // The int8 form of a linear's input, keys and values of an attention, or the transformed
+    // weights of a convolution: no two of them at a time.
+    Scratch shared_;
     Scratch sums_;
 };
 

@@ -10,12 +10,18 @@
 namespace bonsai::cpu {
 
 Scratch::~Scratch() {
+    release();
+}
+
+void Scratch::release() {
     ::operator delete(data_, std::align_val_t(64), std::nothrow);
+    data_ = nullptr;
+    size_ = 0;
 }
 
 void* Scratch::get(size_t bytes) {
     if (bytes <= size_) return data_;
-    ::operator delete(data_, std::align_val_t(64), std::nothrow);
+    release();
     data_ = ::operator new(bytes, std::align_val_t(64), std::nothrow);
     size_ = data_ ? bytes : 0;
     return data_;

@@ -29,6 +29,7 @@ class Scratch {
     // 64-byte aligned; null when memory ran out.
     void* get(size_t bytes);
     size_t peak() const { return size_; }
+    void release();
 
   private:
     void* data_ = nullptr;
