@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+HELD_UP = 5.0  # seconds without a look that make the stages of a run worthless
 STAGES = ("text encoder", "steps", "vae decode", "process")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -62,6 +64,7 @@ class Run:
     cpu: dict[str, float] = field(default_factory=dict)
     peak: int = 0  # bytes resident, highest of the process
     facts: list[str] = field(default_factory=list)
+    held: float = 0.0  # longest time that this watcher could not look, seconds
 
     def add(self, stage: str, wall: float, cpu: float) -> None:
         self.wall[stage] = self.wall.get(stage, 0.0) + wall
@@ -96,6 +99,20 @@ def finish(process: subprocess.Popen, began: float, run: Run) -> None:
     run.peak = usage.ru_maxrss * 1024
 
 
+def pieces(stream, run: Run):
+    """What the program says, as soon as it does; notes when this process was kept from looking."""
+    looked = time.monotonic()
+    while True:
+        ready = select.select([stream], [], [], 1.0)[0]
+        now = time.monotonic()
+        run.held, looked = max(run.held, now - looked), now
+        if ready:
+            chunk = stream.read(4096)
+            if not chunk:
+                return
+            yield chunk
+
+
 def next_end(kind: Kind, text: str, start: int) -> tuple[int, int, str] | None:
     """Where the first text from `start` on that ends a stage begins and ends; the stage."""
     found = [
@@ -114,7 +131,7 @@ def run_peer(kind: Kind, command: list[str], log: Path, threads: int) -> Run:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, env=env
     )
     text, seen, at, cpu = "", 0, began, 0.0
-    while chunk := process.stdout.read(4096):
+    for chunk in pieces(process.stdout, run):
         text += chunk.decode("utf-8", "replace")
         while end := next_end(kind, text, seen):
             now, used = time.monotonic(), cpu_seconds(process.pid)

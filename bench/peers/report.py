@@ -7,7 +7,7 @@ import math
 import statistics
 from pathlib import Path
 
-from engines import STAGES, Run
+from engines import HELD_UP, STAGES, Run
 
 COLORS = ((20, 90, 170), (200, 60, 40), (40, 140, 70), (130, 80, 160), (190, 140, 20))
 
@@ -38,6 +38,13 @@ def stage_table(runs: dict[str, list[Run]], steps: int) -> str:
             out.append(
                 f"| {label} | {name} | {seconds(cpu)} | {ratio(cpu, own[0])} | {seconds(wall)} | "
                 f"{ratio(wall, own[1])} | {f'{peak:.2f}' if stage == 'process' else '-'} |"
+            )
+    for name in names:
+        held = max(run.held for run in runs[name])
+        if held > HELD_UP:
+            out.append(
+                f"\n{name}: the watcher was held up for {held:.0f} s: the whole process counts, "
+                "its stages do not"
             )
     return "\n".join(out)
 

@@ -101,6 +101,24 @@ def test_stages(run, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_held_up(tmp_path):
+    """A watcher that was stopped says so; one that could look all the time does not."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import engines, report\n"
+        "log = engines.Path(sys.argv[3])\n"
+        "run = engines.run_peer(engines.KINDS['sd.cpp'], [sys.argv[2]], log, 1)\n"
+        "run.held = float(sys.argv[4]) or run.held\n"
+        "print(report.stage_table({'bonsai': [run]}, 1))"
+    )
+    program = fake(tmp_path / "sd", SD, 3)
+    for held, said in (("0", False), ("7", True)):
+        command = [sys.executable, "-c", code, PEERS, program, tmp_path / "log", held]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert ("held up for 7 s" in done.stdout) == said
+
+
 @pytest.mark.parametrize(
     ("lines", "code", "words"),
     [(SD, 3, "ended with 3"), (SD[:3], 0, "sampling completed")],
