@@ -188,6 +188,8 @@ class _Planner:
         if choice == "keep":
             return self._kept(found)
         target = _TARGETS[choice]
+        if choice == "q4" and found.entry.stored(self.files)[0] in (types.Q4_0, types.Q4_1):
+            return self._kept(found)  # 4 bits already: other ones would only add an error
         if target is types.Q4_0 and found.expected.target == _EMBEDDING:
             target = types.Q8_0
         if found.expected.target_shape[-1] % target.block:

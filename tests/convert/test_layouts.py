@@ -134,6 +134,15 @@ def test_packed_releases(originals, packed, tmp_path, kind, capsys):
         assert ("scheduler" in out.out) == (layout == "gemlite")
 
 
+def test_compact_leaves_four_bits_alone(packed, tmp_path):
+    wanted = convert(packed / "ternary" / "mlx", tmp_path / "lossless.gguf")
+    found = convert(packed / "ternary" / "mlx", tmp_path / "compact.gguf", "--compact")
+    names = [n for n, t in wanted.tensors.items() if t.type is types.Q4_1]
+    assert len(names) == 15
+    for name in names:
+        assert np.array_equal(stored(found, name), stored(wanted, name)), name
+
+
 def test_a_packed_text_encoder_decodes_to_its_values(packed, tmp_path):
     for layout, folder in (("mlx", "text_encoder-mlx-4bit"), ("gemlite", "text_encoder-hqq-4bit")):
         model = convert(packed / "ternary" / layout, tmp_path / f"{layout}.gguf")
