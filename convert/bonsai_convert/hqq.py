@@ -4,6 +4,9 @@
 With axis 1 the weight is seen as [N K / group, group]. W_q [N K / (2 group), group] holds group r
 in the high nibbles of its row r and group r + N K / (2 group) in the low ones: the first half of
 the matrix in the high nibbles, the second in the low. w = (q - zero) scale, zero no whole number.
+
+A state dict that HQQ encoded for safetensors has its plain values as small tensors: numbers and
+shapes as int32 or int64, truth values and texts as uint8.
 """
 
 from __future__ import annotations
@@ -81,24 +84,65 @@ class HqqTensor(Affine):
         return values.reshape(-1).view(np.uint32)
 
 
+_SETTINGS = {
+    "nbits": 4, "packing": "4bit_u8", "axis": 1, "view_as_float": False,
+    "quant_scale": False, "quant_zero": False,
+}  # fmt: skip
+_LEAVES = (
+    "W_q", "scale", "zero", *_SETTINGS, "shape", "group_size", "channel_wise", "optimize",
+    "round_zero", "offload_meta", "stores_quant_config", "compute_dtype", "unpack_view_dtype",
+)  # fmt: skip
+
+
 def is_hqq(entries: dict[str, Entry], values: dict[str, object]) -> bool:
-    return any(n.endswith(".W_q") and f"{n[:-4]}.nbits" in values for n in entries)
+    return any(
+        n.endswith(".W_q") and (f"{n[:-4]}.nbits" in values or f"{n[:-4]}.nbits" in entries)
+        for n in entries
+    )
 
 
-def _tensor(module: str, entries: dict[str, Entry], values: dict[str, object]) -> HqqTensor:
+def _plain(files: Files, entry: Entry, like: object) -> object:
+    """An encoded value; what it is not is left for the caller to refuse."""
+    kind = {"I32": "<i4", "I64": "<i8", "U8": "<u1", "BOOL": "<u1"}.get(entry.dtype)
+    if kind is None or entry.nbytes > 256:
+        return entry.dtype
+    found = files.read_bytes(entry.path, entry.offset, entry.nbytes).view(kind).tolist()
+    if isinstance(like, str):
+        return bytes(v & 0xFF for v in found).decode("latin-1")
+    if isinstance(like, tuple):
+        return tuple(found)
+    if len(found) != 1:
+        return tuple(found)
+    return bool(found[0]) if isinstance(like, bool) else found[0]
+
+
+def _settings(
+    files: Files, module: str, entries: dict[str, Entry], values: dict[str, object]
+) -> dict[str, object]:
+    """The plain values of a module, encoded or not."""
+    found = {}
+    for key, like in {**_SETTINGS, "shape": (), "group_size": 0}.items():
+        name = f"{module}.{key}"
+        if name in values:
+            found[key] = values[name]
+        elif name in entries:
+            found[key] = _plain(files, entries[name], like)
+    return found
+
+
+def _tensor(
+    files: Files, module: str, entries: dict[str, Entry], values: dict[str, object]
+) -> HqqTensor:
     packed = entries[f"{module}.W_q"]
-    expected = {
-        "nbits": 4, "packing": "4bit_u8", "axis": 1, "view_as_float": False,
-        "quant_scale": False, "quant_zero": False,
-    }  # fmt: skip
-    for key, wanted in expected.items():
-        value = values.get(f"{module}.{key}", wanted)
+    settings = _settings(files, module, entries, values)
+    for key, wanted in _SETTINGS.items():
+        value = settings.get(key, wanted)
         if type(value) is not type(wanted) or value != wanted:
             raise ConvertError(
                 f"{packed.where}: HQQ '{key}' is {brief(value)}, expected {brief(wanted)}; no "
                 "other packing of HQQ is read: take the unpacked or the MLX text encoder"
             )
-    shape, group = values.get(f"{module}.shape"), values.get(f"{module}.group_size")
+    shape, group = settings.get("shape"), settings.get("group_size")
     scale, zero = entries.get(f"{module}.scale"), entries.get(f"{module}.zero")
     good = isinstance(shape, tuple) and len(shape) == 2
     good = good and all(type(v) is int and 0 < v < 1 << 32 for v in shape)
@@ -120,10 +164,15 @@ def _tensor(module: str, entries: dict[str, Entry], values: dict[str, object]) -
 
 def tensors(entries: dict[str, Entry], values: dict[str, object]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf == "W_q":
-            found[f"{module}.weight"] = _tensor(module, entries, values)
-        elif f"{module}.W_q" not in entries or leaf not in ("scale", "zero"):
-            found[name] = entry
+    files = Files()
+    try:
+        for name, entry in entries.items():
+            module, _, leaf = name.rpartition(".")
+            if leaf == "W_q":
+                found[f"{module}.weight"] = _tensor(files, module, entries, values)
+            elif f"{module}.W_q" not in entries or leaf not in _LEAVES:
+                if leaf != "encoded_state_dict":
+                    found[name] = entry
+    finally:
+        files.close()
     return found

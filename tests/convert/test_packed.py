@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed layouts on bytes that their own libraries wrote: codes and scales equal, no tolerance."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-from bonsai_convert import blocks, gemlite, lowbit, parts
+from bonsai_convert import blocks, gemlite, hqq, lowbit, parts, torchfile, torchpickle
 from bonsai_convert import ggml_types as types
 from bonsai_convert.errors import ConvertError
 from bonsai_convert.safetensors import Entry, Files
 from minimal import edit_tensors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support import torch_io  # noqa: E402
 
 LOW_BIT = [
     ("ternary", "gemlite051_ternary_int2_g128_state_dict.pt"),
@@ -162,3 +169,35 @@ def test_ternary_weights_that_mx_quantize_ruined_are_named(formats, tmp_path, fi
     tensor = parts.open_part("transformer", path).tensors[f"{MODULES[0]}.weight"]
     with pytest.raises(ConvertError, match="quantised again with mx.quantize"):
         tensor.groups(files, 0, tensor.rows)
+
+
+def encoded(value):
+    """As the library writes plain values into safetensors."""
+    if isinstance(value, tuple):
+        return "I64", (len(value),), np.array(value, np.int64)
+    if isinstance(value, bool):
+        return "U8", (), np.array(value, np.uint8)
+    if isinstance(value, int):
+        return "I32", (), np.array(value, np.int32)
+    return "U8", (len(value),), np.frombuffer(value.encode(), np.uint8)
+
+
+def test_hqq_with_encoded_values(formats, tmp_path, files):
+    plain = torchfile.read(formats / "hqq_4bit_g64_qmodel.pt")
+    wanted = hqq.tensors(plain.entries, plain.values)
+    with torch_io.Writer(tmp_path / "qmodel.pt") as writer:
+        tree = {}
+        for name, e in plain.entries.items():
+            raw = files.read_bytes(e.path, e.offset, e.nbytes)
+            tree[name] = writer.tensor(e.dtype, e.shape, raw)
+        for name, value in plain.values.items():
+            text = value.text.replace(" ", ".") if isinstance(value, torchpickle.Name) else value
+            tree[name] = writer.tensor(*encoded(text))
+        tree["encoded_state_dict"] = writer.tensor(*encoded(True))
+        writer.finish(tree)
+    found = parts.open_part("text_encoder", tmp_path).tensors
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].shape == tensor.shape and found[name].format == tensor.format
+        ours, theirs = (t.raw(files, 0, t.rows) for t in (found[name], tensor))
+        assert np.array_equal(ours, theirs)
