@@ -158,10 +158,7 @@ std::vector<Level> levels_of(uint32_t features) {
 }
 
 Level best_level(uint32_t features) {
-    Level best = Level::kGeneric;
-    for (const Level level : levels_of(features))
-        if (!level_info(level).by_name_only) best = level;
-    return best;
+    return levels_of(features).back();
 }
 
 Status choose_level(uint32_t features, const char* wanted, Level* out) {

@@ -40,7 +40,7 @@ static constexpr LevelInfo kLevels[] = {
     {Level::kAvx512, "avx512", Level::kAvx2, kFeatureAvx512, overlay_avx512},
 #endif
 #if defined(BONSAI_LEVEL_AMX)
-    {Level::kAmx, "amx", Level::kAvx512, kFeatureAmx, overlay_amx, true},
+    {Level::kAmx, "amx", Level::kAvx512, kFeatureAmx, overlay_amx},
 #endif
 #if defined(__aarch64__)
     {Level::kNeon, "neon", Level::kGeneric, kFeatureNeon, overlay_neon},

@@ -137,7 +137,6 @@ struct LevelInfo {
     Level below;      // kGeneric for kGeneric itself
     uint32_t needs;   // bits of features.h, beyond those of `below`
     void (*overlay)(KernelTable& table);
-    bool by_name_only = false; // taken only when BONSAI_CPU names it: no processor has run it yet
 };
 
 // The levels that this build holds, worst first: those of its architecture.
