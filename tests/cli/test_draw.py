@@ -253,6 +253,7 @@ def test_embeds(cli):
     assert (cli.folder / "first.png").read_bytes() == (cli.folder / "again.png").read_bytes()
     assert json.loads(again.out)["prompt"] == "ein Bär"
     assert cli("verify", "bear.gguf").code == 0
+    assert "an encoded prompt" in cli("info", "bear.gguf").out
     other = cli.draw("--from", "first.png", "--load-embeds", "bear.gguf", "-o", "other.png")
     assert other.code == 0 and metadata(cli.folder / "other.png")["prompt"] == "ein Bär"
 

@@ -154,6 +154,10 @@ std::string assemble_command(const std::string& path, bool dit, bool text, bool 
 Identity identify(const GgufFile& file) {
     if (text_of(file, "general.architecture") == "bonsai") return identify_bonsai(file);
     Identity id;
+    if (text_of(file, "general.architecture") == "bonsai-embeds") {
+        id.what = "an encoded prompt, which bonsai-cli --load-embeds takes, and no model";
+        return id;
+    }
     std::string prefix;
     const bool bfl = has_any(file, kDitPrefixes, {kBflMark}, &prefix);
     const bool dit = bfl || has_any(file, kDitPrefixes, {kDiffusersMark}, &prefix);
