@@ -17,8 +17,20 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from . import cache, config, gguf, layout, singles, stream, tokenizer
+from . import (
+    cache,
+    config,
+    export_diffusers,
+    export_mlx,
+    export_sdcpp,
+    gguf,
+    layout,
+    singles,
+    stream,
+    tokenizer,
+)
 from .errors import ConvertError, UsageError
+from .export import Written
 from .jsonfile import brief, is_plain
 from .parts import KINDS, open_part
 from .plan import Choices, Plan, make_plan
@@ -30,6 +42,7 @@ from .verify import verify
 
 FORMAT_VERSION = 1
 _COMPACT = {"text_encoder": "q4", "aux": "q8", "vae": "f16"}
+_EXPORTS = {"diffusers": export_diffusers, "mlx": export_mlx, "sdcpp": export_sdcpp}
 _TYPES = {"text_encoder": ("keep", "bf16", "f16", "q8", "q4"), "vae": ("keep", "f16")}
 
 
@@ -124,6 +137,12 @@ def make_parser() -> argparse.ArgumentParser:
     a("--report", metavar="FILE", type=Path, help="write what became of each tensor as JSON")
     a("--strict", action="store_true", help="fail rather than store a number that differs")
     a("--again", action="store_true", help="convert hub:owner/name although the cache has it")
+    a(
+        "--to",
+        choices=tuple(_EXPORTS),
+        help="write SOURCE (a model file, or any other source) as a folder in the layout of "
+        "diffusers, MLX or stable-diffusion.cpp; -o names the folder",
+    )
     a("--dry-run", action="store_true", help="show types, sizes and disk space; write nothing")
     a(
         "--verify",
@@ -291,6 +310,22 @@ def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) 
     return 0
 
 
+def run_export(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) -> int:
+    start = time.monotonic()
+    plan = make_plan(files, checkpoint.tensors, Choices())
+    keys = checkpoint.all_keys(plan.variant, args.name)
+    written = Written(strict=args.strict)
+    _EXPORTS[args.to].write(files, checkpoint, keys, args.output, written)
+    lines = written.lines + checkpoint.notes
+    for (source, target), count in sorted(written.rounded.items()):
+        lines.append(f"{count} tensors of {source} are rounded to {target}")
+    if not written.rounded:
+        lines.append("no number was changed")
+    lines.append(f"{args.output}: written in {time_text(time.monotonic() - start)}")
+    print("\n".join(lines), file=args.table)
+    return 0
+
+
 def run_verify(args: argparse.Namespace, source: Source, files: Files) -> int:
     model = gguf.Reader(args.verify)
     if model.keys.get("general.architecture") != "bonsai":
@@ -327,6 +362,12 @@ def run(args: argparse.Namespace) -> int:
     if args.name is not None and not is_plain(args.name):
         raise UsageError("--name must be text of one line")
     parts = split_parts(args)
+    if args.to:
+        used = (args.weights, args.packing, args.aux, args.text_encoder, args.vae, args.compact)
+        if args.verify or args.dry_run or args.report or not args.output:
+            raise UsageError("--to needs -o FOLDER, and goes without --verify, --dry-run, --report")
+        if used != ("keep", "ptq1_0", None, None, None, False):
+            raise UsageError("--to writes what SOURCE holds: convert to other types first")
     if args.dry_run and (hub or (args.source and is_hub_id(args.source))):
         listing = cache.listing(args.source) if hub else hub_listing(args.source, args.revision)
         print("\n".join(f"{size_text(n):>10s}  {name}" for name, n in listing))
@@ -374,6 +415,8 @@ def run_on(args: argparse.Namespace, source: Source) -> int:
         if args.verify:
             return run_verify(args, source, files)
         checkpoint = Checkpoint(source, False if args.no_encoder else None)
+        if args.to:
+            return run_export(args, checkpoint, files)
         return run_convert(args, checkpoint, files)
     finally:
         files.close()

@@ -117,6 +117,10 @@ def _q4_1_of_q4_k(packed: np.ndarray) -> np.ndarray:
     return blocks.pack_q4_1(codes, d, m).reshape(-1)
 
 
+def is_ours(reader: gguf.Reader) -> bool:
+    return reader.keys.get("general.architecture") == "bonsai"
+
+
 def _tensor(path: Path, t: gguf.StoredTensor) -> Tensor:
     kind = t.type.name
     if kind in RAW_DTYPE or kind not in _READABLE:
@@ -160,6 +164,9 @@ def open_tensors(
         first = ", ".join(list(everything)[:3])
         raise ConvertError(f"{path}: no {kind.replace('_', ' ')} in it (its tensors: {first}, ...)")
     whose, tensors = rename.to_model_names(kind, chosen)
+    if is_ours(reader):
+        whose = "a model file"
+        tensors = rename.convolutions(tensors) if kind == "vae" else tensors
     _refuse_unreadable(tensors)
     layout = "GGUF" + (f", {whose}" if whose else "")
     return layout, path, tensors, _notes(kind, path, tensors)

@@ -138,6 +138,24 @@ def from_codes(q: np.ndarray, scale: np.ndarray, bias: np.ndarray, bits: int) ->
     return Groups(trits, scales, stats)
 
 
+def _pack_q4_0(trits: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Ternary codes as 7, 8 and 9, for programs whose types have no ternary one."""
+    return blocks.pack_q4_0((trits + np.uint8(7)).reshape(-1, 32), np.repeat(d, 4)).reshape(
+        len(d), -1
+    )
+
+
+def _unpack_q4_0(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    q, d = blocks.unpack_q4_0(packed.reshape(-1, 18))
+    if not (d.reshape(-1, 4) == d.reshape(-1, 4)[:, :1]).all():
+        raise AssertionError("the blocks of a group have different scales")
+    return (q - np.uint8(7)).reshape(-1, GROUP), d[::4]
+
+
+_PACK = blocks.PACK_TRITS | {"Q4_0": _pack_q4_0}
+_UNPACK = blocks.UNPACK_TRITS | {"Q4_0": _unpack_q4_0}
+
+
 def pack_lossless(groups: Groups, type_name: str) -> np.ndarray:
     """Pack low-bit weights and prove the result; raises NotLowBit when they do not fit.
 
@@ -147,7 +165,7 @@ def pack_lossless(groups: Groups, type_name: str) -> np.ndarray:
     stats = groups.stats
     if stats.bad or stats.inexact or (type_name == "Q1_0" and stats.mixed):
         raise NotLowBit
-    packed = blocks.PACK_TRITS[type_name](groups.trits, groups.scales)
+    packed = _PACK[type_name](groups.trits, groups.scales)
     if not decodes_to(packed, type_name, groups):
         raise AssertionError(f"the {type_name} packer did not reproduce its input")
     return packed
@@ -155,7 +173,7 @@ def pack_lossless(groups: Groups, type_name: str) -> np.ndarray:
 
 def decodes_to(packed: np.ndarray, type_name: str, groups: Groups) -> bool:
     """True when packed blocks decode to exactly these groups."""
-    trits, scales = blocks.UNPACK_TRITS[type_name](packed)
+    trits, scales = _UNPACK[type_name](packed)
     if not np.array_equal(scales, groups.scales):
         return False
     if np.array_equal(trits, groups.trits):

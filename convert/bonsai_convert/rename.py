@@ -25,6 +25,7 @@ _MARKS = {
     "text_encoder": ("token_embd.weight", "model.embed_tokens.weight", "embed_tokens.weight"),
     "vae": ("decoder.conv_in.weight",),
 }
+_VAE_1X1 = (".conv_shortcut.weight", "quant_conv.weight")  # in model files: matrices
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,29 @@ class Reshaped(Tensor):
 
     def blocks(self, files: Files, first: int, rows: int) -> np.ndarray:
         return self.inner.blocks(files, first, rows)
+
+
+@dataclass(frozen=True)
+class Unrolled(Reshaped):
+    """A convolution stored [Cout, kh, kw, Cin], as [Cout, Cin, kh, kw]."""
+
+    def raw(self, files: Files, first: int, rows: int) -> np.ndarray:
+        out, inp, h, w = self.shape
+        raw = self.inner.raw(files, 0, self.inner.rows).reshape(out, h, w, inp)
+        return np.ascontiguousarray(raw.transpose(0, 3, 1, 2)).reshape(-1)
+
+
+def convolutions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The VAE with its convolutions in PyTorch's order."""
+    result = {}
+    for name, t in tensors.items():
+        if len(t.shape) == 4:
+            out, h, w, inp = t.shape
+            t = Unrolled(t, (out, inp, h, w))
+        elif len(t.shape) == 2 and name.endswith(_VAE_1X1):
+            t = Reshaped(t, (*t.shape, 1, 1))
+        result[name] = t
+    return result
 
 
 def find_prefix(kind: str, there: Iterable[str], path: Path) -> str | None:

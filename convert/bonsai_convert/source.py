@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import places
+from . import foreign_gguf, gguf, ours, parts, places
 from .errors import ConvertError, UsageError
 from .jsonfile import is_plain
 from .places import Places
@@ -51,10 +51,15 @@ def open_source(source: str, revision: str | None) -> Source:
         # A name on the disk may hold anything; the file's keys are text of one line.
         name = "".join(c if is_plain(c) else "?" for c in path.resolve().name)
         return Source(path, name, name, places.find(path))
+    if path.is_file() and parts.is_gguf(path) and foreign_gguf.is_ours(gguf.Reader(path)):
+        about = ours.general(path)
+        name = about.get("general.name", path.stem)
+        return Source(path, name, about.get("general.source.repo_url", name), ours.find(path))
     if path.exists():
         raise ConvertError(
             f"{path}: a file; SOURCE is the directory of a checkpoint (with model_index.json in "
-            "it) or a Hub id such as owner/name"
+            "it), a model file of this converter or a Hub id such as owner/name; parts in single "
+            "files go behind --transformer, --text-encoder and --vae"
         )
     if is_hub_id(source):
         root = _fetch(source, revision)
@@ -157,6 +162,10 @@ def _beginning(path: Path) -> str:
 def licence(root: Path) -> dict[str, str]:
     """general.license, its link and a description where given: from the card's front matter or,
     for the licence, LICENSE."""
+    if root.is_file():
+        about = ours.general(root) if parts.is_gguf(root) else {}
+        wanted = ("general.license", "general.license.link", "general.description")
+        return {"general.license": "unknown"} | {k: about[k] for k in wanted if k in about}
     text = _beginning(root / "README.md")
     fields = {}
     front = re.match(r"---[ \t\r]*\n(.*?)\n---", text, re.S)

@@ -232,6 +232,51 @@ def _from_gguf(path: Path) -> tuple[dict, dict]:
     }, settings
 
 
+def files_of(keys: dict[str, object]) -> dict[str, dict | str]:
+    """Content of the files of a tokenizer folder that gives these keys, as `gguf_keys` does."""
+    tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": i, "content": t, **flags, "special": kind == CONTROL}
+        for i, (t, kind) in enumerate(zip(tokens, types))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+               "use_regex": False}  # fmt: skip
+    main = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            _STEPS[0], _STEPS[1] | {"trim_offsets": False}
+        ]},
+        "post_processor": decoder,
+        "decoder": decoder,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {t: i for i, (t, kind) in enumerate(zip(tokens, types)) if kind == NORMAL},
+            "merges": keys["tokenizer.ggml.merges"],
+        },
+    }  # fmt: skip
+    named = {
+        "pad_token": tokens[keys["tokenizer.ggml.padding_token_id"]],
+        "eos_token": tokens[keys["tokenizer.ggml.eos_token_id"]],
+    }
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": False, "bos_token": None,
+        "unk_token": None, "clean_up_tokenization_spaces": False, "model_max_length": 131072,
+    }  # fmt: skip
+    return {
+        "tokenizer.json": main,
+        "tokenizer_config.json": config | named,
+        "chat_template.jinja": keys["tokenizer.chat_template"],
+    }
+
+
 def gguf_keys(place: Path, vocab_size: int) -> dict[str, gguf.Value]:
     """The tokenizer.* keys, from a folder or a GGUF file. Rows of the embedding without a token
     become unused '[PADn]'."""

@@ -361,3 +361,18 @@ def test_usage(tmp_path, monkeypatch, capsys, arguments, words):
     with pytest.raises(SystemExit) as caught:
         cli.main([*arguments, "-o", "m.gguf"])
     assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_file_is_a_source(klein, tmp_path, kind):
+    """Made anew from itself it is the same; in other types it is what the checkpoint gives."""
+    model = klein / f"{kind}.gguf"
+    again = convert(model, "-o", tmp_path / "a.gguf")
+    first = gguf.Reader(model)
+    assert_same(again, first)
+    general = {k: v for k, v in first.keys.items() if k.startswith("general.")}
+    assert general == {k: v for k, v in again.keys.items() if k.startswith("general.")}
+    compact = convert(model, "--compact", "--no-encoder", "-o", tmp_path / "b.gguf")
+    assert_same(
+        compact, convert(klein / kind, "--compact", "--no-encoder", "-o", tmp_path / "c.gguf")
+    )
