@@ -196,18 +196,22 @@ UNPACK_TRITS = {"Q1_0": unpack_q1_0, "PQ2_0": unpack_pq2_0, "PTQ1_0": unpack_ptq
 
 def dequantize(type_name: str, blocks: np.ndarray) -> np.ndarray:
     """Bytes [n, block bytes] -> float32 [n, block weights]."""
-    if type_name == "Q8_0":
-        q, d = unpack_q8_0(blocks)
-        return q.astype(np.float32) * d.astype(np.float32)[:, None]
-    if type_name == "Q4_0":
-        q, d = unpack_q4_0(blocks)
-        return (q.astype(np.float32) - np.float32(8)) * d.astype(np.float32)[:, None]
     if type_name == "Q4_1":
         q, d, m = unpack_q4_1(blocks)
-        scaled = q.astype(np.float32) * d.astype(np.float32)[:, None]
-        return scaled + m.astype(np.float32)[:, None]
-    trits, d = UNPACK_TRITS[type_name](blocks)
-    return (trits.astype(np.float32) - np.float32(1)) * d.astype(np.float32)[:, None]
+        values = q.astype(np.float32)
+        values *= d.astype(np.float32)[:, None]
+        values += m.astype(np.float32)[:, None]
+        return values
+    if type_name == "Q8_0":
+        (q, d), middle = unpack_q8_0(blocks), 0
+    elif type_name == "Q4_0":
+        (q, d), middle = unpack_q4_0(blocks), 8
+    else:
+        (q, d), middle = UNPACK_TRITS[type_name](blocks), 1
+    values = q.astype(np.float32)
+    values -= np.float32(middle)
+    values *= d.astype(np.float32)[:, None]
+    return values
 
 
 def decode(kind: TensorType, stored: np.ndarray) -> np.ndarray:

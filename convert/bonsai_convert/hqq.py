@@ -80,7 +80,9 @@ class HqqTensor(Affine):
         """(q - zero) scale in float32: the difference is exact, the product rounded once."""
         scale, zero = self._scale_and_zero(files, first, rows)
         q = self._nibbles(files, first, rows).reshape(*scale.shape, self.group)
-        values = (q.astype(np.float32) - zero[..., None]) * scale[..., None]
+        values = q.astype(np.float32)
+        values -= zero[..., None]
+        values *= scale[..., None]
         return values.reshape(-1).view(np.uint32)
 
 

@@ -132,7 +132,7 @@ def _measured(piece: Piece, raw: np.ndarray, data: np.ndarray) -> Encoded:
     return Encoded(
         data,
         floats.count_zeros(raw, kind),
-        float(np.abs(difference).max(initial=0)),
+        float(max(difference.max(initial=0), -difference.min(initial=0))),
         float(np.vdot(difference, difference)),
         float(np.vdot(x, x)),
     )
