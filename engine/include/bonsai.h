@@ -245,8 +245,8 @@ typedef struct bonsai_stats {
     double denoise_seconds;
     double vae_seconds;
     double total_seconds;
-    uint64_t text_encoder_peak; /* resident bytes of the process, highest during the stage; 0 where
-                                   it cannot be read */
+    uint64_t text_encoder_peak; /* highest during the stage: resident bytes of the process, or on a
+                                   GPU the engine's bytes on the device; 0: cannot be read */
     uint64_t denoise_peak;
     uint64_t vae_peak;
     uint64_t arena_bytes;     /* activations */

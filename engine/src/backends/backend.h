@@ -63,6 +63,8 @@ class Backend {
     virtual const DeviceInfo& device() const = 0;
 
     virtual uint64_t memory_free() const { return device().memory_free; } // now, bytes
+    // Bytes of the device's own memory that are in use here; 0 where it is that of the process.
+    virtual uint64_t memory_used() const { return 0; }
 
     // -- memory --
     virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;

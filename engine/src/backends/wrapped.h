@@ -15,6 +15,7 @@ class WrappedBackend : public Backend {
 
     const DeviceInfo& device() const override { return inner_->device(); }
     uint64_t memory_free() const override { return inner_->memory_free(); }
+    uint64_t memory_used() const override { return inner_->memory_used(); }
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
         return inner_->allocate(bytes, out);
     }

@@ -15,11 +15,13 @@ namespace bonsai {
 struct Pipeline::Monitor {
     using Clock = std::chrono::steady_clock;
 
-    Monitor(const std::atomic<bool>& cancel_flag, const MappedFile& model, const Request& what)
-        : cancelled(cancel_flag), file(model), request(what) {}
+    Monitor(const std::atomic<bool>& cancel_flag, const MappedFile& model, const Backend& device,
+            const Request& what)
+        : cancelled(cancel_flag), file(model), backend(device), request(what) {}
 
     const std::atomic<bool>& cancelled;
     const MappedFile& file;
+    const Backend& backend;
     const Request& request;
     bonsai_stage stage = BONSAI_STAGE_TEXT_ENCODER;
     int64_t image = 0, step = 0;
@@ -80,7 +82,10 @@ struct Pipeline::Monitor {
         return std::chrono::duration<double>(Clock::now() - begin).count();
     }
     double reached_ = 0; // fraction of the stage
-    void note_memory() { peak[stage] = std::max(peak[stage], resident_bytes()); }
+    void note_memory() {
+        const uint64_t there = backend.memory_used();
+        peak[stage] = std::max(peak[stage], there > 0 ? there : resident_bytes());
+    }
 };
 
 } // namespace bonsai

@@ -221,7 +221,7 @@ struct Pipeline::Eviction {
 Status Pipeline::encode_one(const std::string& prompt, Prompt* out) {
     BONSAI_TRY(check_text_memory());
     const Request request;
-    Monitor monitor(cancelled_, file_->file(), request);
+    Monitor monitor(cancelled_, file_->file(), *backend_, request);
     const Eviction after{*this, {&text_encoder_.weights()}};
     return encode(prompt, monitor, 0, 1, out);
 }
@@ -322,7 +322,7 @@ Status Pipeline::draw(const Request& request, Monitor& monitor, Picture* picture
 }
 
 Status Pipeline::draw_all(const Request& request, std::vector<Picture>* out) {
-    Monitor monitor(cancelled_, file_->file(), request);
+    Monitor monitor(cancelled_, file_->file(), *backend_, request);
     monitor.enter(BONSAI_STAGE_TEXT_ENCODER);
     BONSAI_TRY(encode_all(request, monitor));
     monitor.leave();

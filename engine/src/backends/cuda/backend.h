@@ -17,6 +17,7 @@ class CudaBackend final : public Backend {
 
     const DeviceInfo& device() const override { return device_; }
     uint64_t memory_free() const override;
+    uint64_t memory_used() const override;
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override;
     Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override;
     void evict_weight(const Tensor& weight) override;
