@@ -49,5 +49,10 @@ inline bool is_low_bit(DType dtype) {
 inline bool is_block_quantized(DType dtype) {
     return dtype_info(dtype).block > 1;
 }
+// Weights whose products with I8 activations need nothing but codes and scales: an offset also
+// needs the sums of the codes.
+inline bool meets_codes(DType dtype) {
+    return is_block_quantized(dtype) && dtype != DType::kQ4_1;
+}
 
 } // namespace bonsai

@@ -76,10 +76,10 @@ Status Transformer::load(const TransformerConfig& c, WeightLoader& loader) {
     for (const DoubleBlock& w : double_blocks_)
         for (const Side* s : {&w.image, &w.text})
             for (const Tensor* t : {&s->q, &s->k, &s->v, &s->out, &s->linear_in, &s->linear_out})
-                quantised_ = quantised_ && is_block_quantized(t->dtype);
+                quantised_ = quantised_ && meets_codes(t->dtype);
     for (const SingleBlock& w : single_blocks_)
         for (const Tensor* t : {&w.qkv, &w.mlp_in, &w.out})
-            quantised_ = quantised_ && is_block_quantized(t->dtype);
+            quantised_ = quantised_ && meets_codes(t->dtype);
     return Status();
 }
 

@@ -129,8 +129,9 @@ Status check_projection(const LinearArgs& args, int index, const ActivationTypes
     const char* op = "linear";
     const Projection& p = args.projections[index];
     BONSAI_TRY(check_storage(op, "weight", p.weight));
-    if (args.x.dtype == DType::kI8 && !is_block_quantized(p.weight.dtype))
-        return bad(op, "weight", "is not block-quantised, as x of I8 needs");
+    if (args.x.dtype == DType::kI8 && !meets_codes(p.weight.dtype))
+        return bad(op, "weight",
+                   format("is %s, which x of I8 cannot meet", dtype_info(p.weight.dtype).name));
     BONSAI_TRY(check_size(op, "weight", "cols", p.weight.cols, {args.x.cols, "x cols"}));
     const Size n = {p.weight.rows, "weight rows"};
     if (!p.bias.empty()) BONSAI_TRY(check_vector(op, "bias", p.bias, n));

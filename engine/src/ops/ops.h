@@ -33,7 +33,7 @@ struct Projection {
 
 // Up to three projections of the same input: an int8 backend quantises x once for all of them.
 struct LinearArgs {
-    Tensor x; // [M, K], types.product unless exact; then all weights are block-quantised
+    Tensor x; // [M, K], types.product unless exact; then all weights meet codes (core/dtype.h)
     Projection projections[3];
     int count = 0;
     // Keep float activations even where the backend would quantise them: for inputs with rows of

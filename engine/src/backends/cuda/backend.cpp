@@ -90,6 +90,10 @@ uint64_t CudaBackend::memory_free() const {
     return memory_->available();
 }
 
+uint64_t CudaBackend::memory_used() const {
+    return memory_->used();
+}
+
 Status CudaBackend::allocate(size_t bytes, std::unique_ptr<Buffer>* out) {
     const DeviceScope scope(memory_->device());
     void* data = nullptr;
@@ -187,7 +191,10 @@ Status CudaBackend::replay(const Capture& capture) {
 ActivationTypes CudaBackend::activations() const {
     ActivationTypes types;
     types.mlp_rows = kMlpRows;
-    if (context_.precision == Precision::kFast) types.product = DType::kI8;
+    if (context_.precision == Precision::kFast) {
+        types.product = DType::kI8;
+        types.heads = types.hidden = DType::kF16;
+    }
     return types;
 }
 
