@@ -28,6 +28,14 @@ PROMPT_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _MISSING = object()
 
 
+class Derived(dict):
+    """Settings that a file's tensors or keys say; `label` names the file in messages."""
+
+    def __init__(self, settings: dict, label: object) -> None:
+        super().__init__(settings)
+        self.label = f"{label} (sizes of its tensors)"
+
+
 class Settings:
     """One JSON file with typed, bounded access; every failure names file, key and remedy.
 
@@ -42,7 +50,7 @@ class Settings:
         label: str = "settings of klein 4B",
     ) -> None:
         if isinstance(path, dict):
-            self.path, self.data = label, path
+            self.path, self.data = getattr(path, "label", label), path
             return
         self.path = path
         try:

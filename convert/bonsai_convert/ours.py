@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import gguf
+from .config import Derived
 from .errors import ConvertError
 from .jsonfile import brief
 from .places import Places
@@ -147,7 +148,7 @@ def settings_of(k: Keys) -> dict[str, dict]:
 def find(path: Path) -> Places:
     k = Keys(path, gguf.Reader(path).keys)
     parts = dict.fromkeys(("transformer", "text_encoder", "vae"), path)
-    return Places(parts, path, dict(settings_of(k)))
+    return Places(parts, path, {n: Derived(s, path) for n, s in settings_of(k).items()})
 
 
 def general(path: Path) -> dict[str, str]:

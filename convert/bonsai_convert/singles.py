@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import config, gguf, parts
 from . import source as source_module
-from .config import Settings
+from .config import Derived, Settings
 from .errors import ConvertError, UsageError
 from .jsonfile import is_plain
 from .names import count
@@ -161,10 +161,12 @@ def _settings(kind: str, path: Path) -> Path | dict:
         return written
     part = parts.open_part(kind, path)
     if kind == "transformer":
-        return transformer_settings(part)
-    if kind == "vae":
-        return vae_settings(part)
-    return text_settings(part, gguf.Reader(path).keys if parts.is_gguf(path) else {})
+        found = transformer_settings(part)
+    elif kind == "vae":
+        found = vae_settings(part)
+    else:
+        found = text_settings(part, gguf.Reader(path).keys if parts.is_gguf(path) else {})
+    return Derived(found, path)
 
 
 def _find(given: Given, source: Places | None) -> Places:

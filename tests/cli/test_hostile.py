@@ -38,6 +38,15 @@ def test_drawing_gives_the_same_words(cli, path, reader, words):
     assert words in refused(cli, "-m", path, "-p", "a tree")
 
 
+@pytest.mark.parametrize("path, reader, words", rows("dit", "qwen"))
+def test_parts_of_others_are_described_and_not_drawn_with(cli, path, reader, words):
+    """What bonsai-convert refuses is a good container."""
+    described = cli("info", path)
+    assert described.code == 0 and "GGUF version 3" in described.out
+    assert is_one_line(refused(cli, "-m", path, "-p", "a tree"))
+    assert "no hashes" in refused(cli, "verify", path)
+
+
 def test_a_model_cut_at_any_byte_of_its_header(cli):
     whole = (FOLDER / "model" / "tensors-none.gguf").read_bytes()
     for size in [*range(0, 64), *range(64, len(whole), 97), len(whole) - 40]:

@@ -23,6 +23,7 @@ from support.hostile_gguf import (  # noqa: E402
     key,
     record,
     scalar,
+    string,  # noqa: F401  (for tests)
 )
 
 FORMATS = ROOT / "tests" / "data" / "formats"
@@ -156,14 +157,16 @@ def low_bit(x, kind):
 def q8_0(x):
     blocks = x.reshape(-1, 32)
     d = (np.abs(blocks).max(axis=1) / 127).astype(np.float16)
-    q = np.rint(blocks / np.maximum(d, 1e-8)[:, None]).clip(-127, 127).astype(np.int8)
+    safe = np.maximum(d.astype(np.float32), 1e-8)[:, None]
+    q = np.rint(blocks / safe).clip(-127, 127).astype(np.int8)
     return np.concatenate([d[:, None].view(np.uint8), q.view(np.uint8)], axis=1)
 
 
 def q4_0(x):
     blocks = x.reshape(-1, 32)
     d = (np.abs(blocks).max(axis=1) / 7).astype(np.float16)
-    q = (np.rint(blocks / np.maximum(d, 1e-8)[:, None]).clip(-8, 7) + 8).astype(np.uint8)
+    safe = np.maximum(d.astype(np.float32), 1e-8)[:, None]
+    q = (np.rint(blocks / safe).clip(-8, 7) + 8).astype(np.uint8)
     return np.concatenate([d[:, None].view(np.uint8), q[:, :16] | (q[:, 16:] << 4)], axis=1)
 
 

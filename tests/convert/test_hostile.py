@@ -50,6 +50,19 @@ def test_checkpoints(linked, tmp_path, capsys, path, place, words):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.parametrize("path, reader, words", rows("dit", "qwen"))
+def test_parts_of_other_programs(originals, tmp_path, capsys, path, reader, words):
+    root = originals / "dense"
+    given = {"transformer": root / "transformer", "text-encoder": root / "text_encoder"}
+    given["transformer" if reader == "dit" else "text-encoder"] = path
+    options = [str(x) for k, v in given.items() for x in (f"--{k}", v)]
+    output = tmp_path / "model.gguf"
+    assert cli.main([*options, "--vae", str(root / "vae"), "-o", str(output)]) == 1
+    captured = capsys.readouterr()
+    assert words in captured.err and path.name in captured.err
+    assert is_one_line(captured.err) and captured.out == "" and not output.exists()
+
+
 @pytest.mark.parametrize("path, reader, words", rows("gguf"))
 def test_no_laxer_reader_of_model_files(path, reader, words):
     """Whatever the engine's reader refuses, the converter's refuses too."""

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Good files of foreign layouts, damaged at random: read, or refused with a ConvertError."""
 
+import json
 import random
 import struct
 
+import foreign
+import minimal
 import numpy as np
 import pytest
-from bonsai_convert import floats, parts
+from bonsai_convert import cli, floats, gguf, parts, singles, source, tokenizer
 from bonsai_convert.errors import ConvertError
 from bonsai_convert.safetensors import Files
 
@@ -27,6 +30,8 @@ def interesting(good):
         pickle = good.index(b"data.pkl")
         return [(0, good.index(b"PK\3\4", 4)), (pickle, pickle + 4000), (good.index(b"PK\1\2"),
                 len(good))]  # fmt: skip
+    if good.startswith(b"GGUF"):
+        return [(0, min(len(good), 16384))]
     return [(0, 8 + struct.unpack("<Q", good[:8])[0])]
 
 
@@ -95,3 +100,53 @@ def test_damaged_files_are_read_or_refused(formats, tmp_path, kind, name):
                 refused += 1
                 assert "\n" not in str(e) and path.name in str(e)
     assert refused > ROUNDS // 4, "the damage meets what is checked"
+
+
+def gguf_seeds(originals, folder):
+    """name -> (kind, good file of another program, or a model file)."""
+    root = originals / "ternary"
+    dit = folder / "dit.gguf"
+    kinds = ["PQ2_0", "Q2_0", "PTQ1_0", "Q8_0", "F16"]
+    foreign.write_gguf(dit, {
+        n: foreign.as_type(t, kinds[i % 5] if "_blocks." in n and len(t[2]) == 2 else "F32")
+        for i, (n, t) in enumerate(foreign.bfl(foreign.read(root, "transformer")).items())
+    })  # fmt: skip
+    text = folder / "text.gguf"
+    tokenizer = json.loads((root / "tokenizer" / "tokenizer.json").read_text())
+    keys = foreign.tokenizer_keys(tokenizer, minimal.TEMPLATE, minimal.VOCAB)
+    foreign.write_gguf(text, {
+        n: foreign.as_type(t, "Q4_0" if len(t[2]) == 2 else "F32")
+        for n, t in foreign.llama(foreign.read(root, "text_encoder")).items()
+    }, keys)  # fmt: skip
+    model = folder / "model.gguf"
+    assert cli.main([str(root), "-o", str(model)]) == 0
+    return {"transformer": dit, "text_encoder": text, "model": model}
+
+
+def read_gguf(kind, path):
+    """All that a conversion would make of it."""
+    if kind == "model":
+        return len(cli.Checkpoint(source.open_source(str(path), None), None).tensors)
+    part = parts.open_part(kind, path)
+    if kind == "transformer":
+        singles.transformer_settings(part)
+    else:
+        singles.text_settings(part, gguf.Reader(path).keys)
+        tokenizer.gguf_keys(path, minimal.VOCAB)
+    return read_all(kind, path)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "text_encoder", "model"])
+def test_damaged_gguf_files_are_read_or_refused(originals, tmp_path, kind):
+    path = gguf_seeds(originals, tmp_path)[kind]
+    good, rng, refused = path.read_bytes(), random.Random(kind), 0
+    assert read_gguf(kind, path) > 3
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(100):
+            path.write_bytes(mutate(rng, good))
+            try:
+                read_gguf(kind, path)
+            except ConvertError as e:
+                refused += 1
+                assert "\n" not in str(e) and path.name in str(e)
+    assert refused > 30, "the damage meets what is checked"

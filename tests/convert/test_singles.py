@@ -9,6 +9,8 @@ import minimal
 import numpy as np
 import pytest
 from bonsai_convert import cli, fp8, gguf
+from bonsai_convert import tokenizer as tokenizer_module
+from bonsai_convert.errors import ConvertError
 
 KINDS = ("ternary", "binary", "dense")
 
@@ -376,3 +378,29 @@ def test_a_model_file_is_a_source(klein, tmp_path, kind):
     assert_same(
         compact, convert(klein / kind, "--compact", "--no-encoder", "-o", tmp_path / "c.gguf")
     )
+
+
+@pytest.mark.parametrize("name, kind, value, words", [
+    ("tokens", foreign.U32, foreign.scalar(foreign.U32, 1), "is no list of str"),
+    ("tokens", 9, foreign.array(foreign.U32, [1]), "is no list of str"),
+    ("tokens", 9, foreign.array(foreign.STRING, ["a", "a"]), "320 types of tokens"),
+    ("token_type", 9, foreign.array(foreign.STRING, ["a"]), "is no list of int"),
+    ("merges", 9, foreign.array(foreign.I32, [1]), "is no list of str"),
+    ("merges", 9, foreign.array(foreign.STRING, ["h"]), "does not join two tokens"),
+    ("pre", foreign.STRING, foreign.string("llama-bpe"), "expected 'qwen2'"),
+    ("model", foreign.U32, foreign.scalar(foreign.U32, 1), "expected 'gpt2'"),
+    ("padding_token_id", foreign.U32, foreign.scalar(foreign.U32, 0), "an added token"),
+    ("chat_template", foreign.STRING, foreign.string("no"), "the chat template lacks"),
+], ids=range(10))  # fmt: skip
+def test_tokenizers_of_gguf_files_that_lie(klein, tmp_path, name, kind, value, words):
+    tokenizer = json.loads((klein / "dense" / "tokenizer" / "tokenizer.json").read_text())
+    keys = foreign.tokenizer_keys(tokenizer, minimal.TEMPLATE, minimal.VOCAB)
+    full = f"tokenizer.{'' if name == 'chat_template' else 'ggml.'}{name}"
+    keys = [k for k in keys if not k.startswith(foreign.string(full))]
+    file = tmp_path / "t.gguf"
+    foreign.write_gguf(
+        file, {"t": ("F32", bytes(32), (8,))}, [*keys, foreign.key(full, kind, value)]
+    )
+    with pytest.raises(ConvertError, match=words) as caught:
+        tokenizer_module.gguf_keys(file, minimal.VOCAB)
+    assert "t.gguf" in str(caught.value)

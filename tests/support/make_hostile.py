@@ -20,7 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support import hostile_convert, hostile_gguf, hostile_png, hostile_torch  # noqa: E402
+from support import (  # noqa: E402
+    hostile_convert,
+    hostile_foreign,
+    hostile_gguf,
+    hostile_png,
+    hostile_torch,
+)
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "hostile"
 
@@ -28,7 +34,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "data" / "hostile"
 def all_cases() -> dict[str, tuple[str, str, bytes]]:
     """File -> (reader, words, bytes)."""
     cases: dict[str, tuple[str, str, bytes]] = {}
-    for module in (hostile_gguf, hostile_png, hostile_convert, hostile_torch):
+    modules = (hostile_gguf, hostile_png, hostile_convert, hostile_torch, hostile_foreign)
+    for module in modules:
         for file, reader, words, data in module.cases():
             assert file not in cases, file
             cases[file] = (reader, words, data)
