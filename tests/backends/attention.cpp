@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 
+#include "core/half.h"
 #include "device_case.h"
 
 namespace backend_test {
@@ -107,6 +110,111 @@ TEST(device_attention_rising_logits) {
                     {q[side], k[side], v[side], out[side], 1, 1, head_dim, 1.0f, false});
             });
             c.expect_close(out, 2e-3);
+        }
+    });
+}
+
+namespace {
+
+// Matrices of a backend's own types, in memory of its own.
+class Typed {
+  public:
+    explicit Typed(Backend& backend) : backend_(backend) {}
+    Tensor room(DType dtype, int64_t rows, int64_t cols) {
+        Tensor t{dtype, rows, cols, cols, nullptr};
+        t.data = take(static_cast<size_t>(rows) * row_bytes(dtype, cols));
+        if (dtype == DType::kI8) {
+            t.scale_stride = scale_stride_of(rows);
+            t.scales = static_cast<float*>(
+                take(static_cast<size_t>(cols / kGroup * t.scale_stride) * sizeof(float)));
+        }
+        return t;
+    }
+    // f32 or f16 of what f16 holds.
+    Tensor filled(DType dtype, int64_t rows, int64_t cols, const std::vector<uint16_t>& halves) {
+        const Tensor t = room(dtype, rows, cols);
+        std::vector<float> floats;
+        for (const uint16_t half : halves)
+            floats.push_back(f16_to_f32(half));
+        CHECK_OK(backend_.write(t, dtype == DType::kF16 ? static_cast<const void*>(halves.data())
+                                                        : static_cast<const void*>(floats.data())));
+        return t;
+    }
+    std::vector<float> values(const Tensor& t) {
+        const auto count = static_cast<size_t>(t.rows * t.cols);
+        std::vector<float> found(count);
+        if (t.dtype == DType::kF32) {
+            CHECK_OK(backend_.read(t, found.data()));
+            return found;
+        }
+        std::vector<int8_t> codes(count);
+        std::vector<float> scales(static_cast<size_t>(t.cols / kGroup * t.scale_stride));
+        CHECK_OK(backend_.read(t, codes.data()));
+        CHECK_OK(
+            backend_.read(f32_matrix(t.scales, t.cols / kGroup, t.scale_stride), scales.data()));
+        for (int64_t r = 0; r < t.rows; ++r)
+            for (int64_t c = 0; c < t.cols; ++c)
+                found[static_cast<size_t>(r * t.cols + c)] =
+                    codes[static_cast<size_t>(r * t.cols + c)] *
+                    scales[static_cast<size_t>(c / kGroup * t.scale_stride + r)];
+        return found;
+    }
+
+  private:
+    void* take(size_t bytes) {
+        buffers_.emplace_back();
+        CHECK_OK(backend_.allocate(bytes, &buffers_.back()));
+        return buffers_.back()->data();
+    }
+    Backend& backend_;
+    std::vector<std::unique_ptr<Buffer>> buffers_;
+};
+
+// Queries, keys and values side by side as behind a fused product, in the types that the backend
+// asks for.
+std::vector<float> joint_attention(Backend& backend, const Shape& s) {
+    const int64_t width = int64_t{s.heads} * s.head_dim,
+                  kv_width = int64_t{s.kv_heads} * s.head_dim;
+    const int64_t cols = width + 2 * kv_width;
+    std::vector<uint16_t> halves;
+    uint32_t state = 1;
+    for (int64_t i = 0; i < s.queries * cols; ++i) {
+        state = state * 1664525 + 1013904223;
+        halves.push_back(f32_to_f16(static_cast<float>(state >> 8) / (1 << 23) - 1));
+    }
+    Typed typed(backend);
+    const ActivationTypes types = backend.activations();
+    const Tensor qkv = typed.filled(types.heads, s.queries, cols, halves);
+    AttentionArgs args;
+    args.q = qkv.slice_cols(0, width), args.k = qkv.slice_cols(width, kv_width);
+    args.v = qkv.slice_cols(width + kv_width, kv_width);
+    args.k.rows = args.v.rows = s.keys;
+    args.out = typed.room(types.product, s.queries, width);
+    args.heads = s.heads, args.kv_heads = s.kv_heads, args.head_dim = s.head_dim;
+    args.scale = 2 / std::sqrt(static_cast<float>(s.head_dim)), args.causal = s.causal;
+    CHECK_OK(backend.attention(args));
+    return typed.values(args.out);
+}
+
+} // namespace
+
+// Codes of int8 differ by half a 127th of the largest of their group.
+TEST(device_attention_types) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const Shape& s : {Shape{300, 300, 2, 2, 128, false}, Shape{150, 150, 4, 2, 64, true},
+                               Shape{520, 470, 3, 1, 128, false}, Shape{260, 140, 4, 1, 128, true},
+                               Shape{200, 200, 4, 4, 96, false}}) {
+            const std::vector<float> expected = joint_attention(*pair.cpu, s),
+                                     found = joint_attention(*pair.device, s);
+            float largest = 0, worst = 0;
+            for (size_t i = 0; i < expected.size(); ++i) {
+                largest = std::max(largest, std::fabs(expected[i]));
+                const float error = std::fabs(found[i] - expected[i]);
+                worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+            }
+            std::printf("%s: off by %.2e of the largest\n", name_of(s, 0).c_str(),
+                        static_cast<double>(worst / largest));
+            CHECK(worst < 6e-3f * largest);
         }
     });
 }

@@ -7,9 +7,9 @@
 // Maths:    as attention_mma: f16 operands, f32 sums, softmax in one pass, base 2.
 // Work:     a block owns 128 queries of a head: two warpgroups of 64, and one that only starts
 //           copies of whole tiles, two stages deep. A warpgroup's products with the next keys run
-//           while it computes exponentials; named barriers let the two warpgroups take turns at the
-//           tensor cores (Shah et al. 2024, FlashAttention-3). Blocks that would be alone in a last
-//           wave share the keys of a tile; merge_kernel joins their sums in order.
+//           while it computes exponentials (Shah et al. 2024, FlashAttention-3). Blocks that would
+//           be alone in a last wave share the keys of a tile; merge_kernel joins their sums in
+//           order.
 // Roofline: 4 * Sq * Sk * head_dim flop a head over one read of q, k, v: compute-bound.
 #include <algorithm>
 
@@ -136,10 +136,10 @@ static Status split_last(const Context& context, int blocks, Flash* f) {
     return context.scratch->get(lines, &f->part_stats);
 }
 
-template <int kKeys, bool kTurns, bool kDirect, bool kCodes>
+template <int kKeys, bool kDirect, bool kCodes>
 static Status launch(const Context& context, const Flash& f, const Maps& maps) {
     constexpr int kBytes = Shared<kKeys>::kBytes;
-    auto* kernel = flash_kernel<kKeys, kTurns, kDirect, kCodes>;
+    auto* kernel = flash_kernel<kKeys, kDirect, kCodes>;
     BONSAI_TRY(
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
               "attention"));
@@ -153,8 +153,7 @@ static Status launch(const Context& context, const Flash& f, const Maps& maps) {
     return check_launch("attention merge");
 }
 
-template <int kKeys, bool kTurns>
-static Status run(const Context& context, const AttentionArgs& args) {
+template <int kKeys> static Status run(const Context& context, const AttentionArgs& args) {
     Flash f = {};
     f.queries = static_cast<int>(args.q.rows), f.keys = static_cast<int>(args.k.rows);
     f.tiles = (f.keys + kKeys - 1) / kKeys;
@@ -171,16 +170,16 @@ static Status run(const Context& context, const AttentionArgs& args) {
     if (direct) {
         BONSAI_TRY(map_operands(args, kKeys, &maps));
         f.aligned = f.out_stride % 2 == 0 && reinterpret_cast<uintptr_t>(f.out) % 8 == 0;
-        return codes ? launch<kKeys, kTurns, true, true>(context, f, maps)
-                     : launch<kKeys, kTurns, true, false>(context, f, maps);
+        return codes ? launch<kKeys, true, true>(context, f, maps)
+                     : launch<kKeys, true, false>(context, f, maps);
     }
     f.q = args.q.f32(), f.q_stride = args.q.stride;
     f.aligned = f.q_stride % 4 == 0 && f.out_stride % 4 == 0 &&
                 reinterpret_cast<uintptr_t>(f.q) % 16 == 0 &&
                 reinterpret_cast<uintptr_t>(f.out) % 16 == 0;
     BONSAI_TRY(round_operands<kKeys>(context, args, &f));
-    return codes ? launch<kKeys, kTurns, false, true>(context, f, maps)
-                 : launch<kKeys, kTurns, false, false>(context, f, maps);
+    return codes ? launch<kKeys, false, true>(context, f, maps)
+                 : launch<kKeys, false, false>(context, f, maps);
 }
 
 bool hopper_takes(const AttentionArgs& args) {
@@ -190,7 +189,7 @@ bool hopper_takes(const AttentionArgs& args) {
 }
 
 Status attention_hopper(const Context& context, const AttentionArgs& args) {
-    return run<128, true>(context, args);
+    return run<128>(context, args);
 }
 
 } // namespace bonsai::cuda

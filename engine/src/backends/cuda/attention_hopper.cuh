@@ -319,8 +319,8 @@ __device__ __forceinline__ void store_part(const Flash& f, int part, int row, fl
     }
 }
 
-// A warpgroup: `group` 0 or 1. kTurns: products are queued in turns.
-template <int kKeys, bool kTurns, bool kDirect, bool kCodes>
+// A warpgroup: `group` 0 or 1.
+template <int kKeys, bool kDirect, bool kCodes>
 __device__ __forceinline__ void consume(const Flash& f, uint32_t base, int group,
                                         const Share& share) {
     using S = Shared<kKeys>;
@@ -335,7 +335,6 @@ __device__ __forceinline__ void consume(const Flash& f, uint32_t base, int group
         async_fence();
         group_sync(1 + group, 128);
     }
-    if (kTurns && group == 1) group_arrive(3, 256);
 
     float s[kKeys / 2], out[kDim / 2] = {};
     float maximum[2] = {-INFINITY, -INFINITY}, total[2] = {}, fade[2];
@@ -355,11 +354,9 @@ __device__ __forceinline__ void consume(const Flash& f, uint32_t base, int group
     for (int block = 1; block < share.blocks; ++block) {
         const int stage = block % kStages, last = (block - 1) % kStages;
         barrier_wait(base + S::barrier(kFullK, stage), block / kStages % 2);
-        if (kTurns) group_sync(3 + group, 256);
         query_keys<kKeys>(q, base + S::kK + stage * S::kTile, s);
         barrier_wait(base + S::barrier(kFullV, last), (block - 1) / kStages % 2);
         weigh_values<kKeys, kDirect>(p, base + S::kV + last * S::kTile, out);
-        if (kTurns && (group == 0 || block + 1 < share.blocks)) group_arrive(4 - group, 256);
         wgmma_wait<1>();
         pin(s);
         if (lane == 0) barrier_arrive(base + S::barrier(kEmptyK, stage));
@@ -402,7 +399,7 @@ template <int kKeys> __device__ __forceinline__ Share share_of(const Flash& f, i
 }
 
 // kDirect: operands through tensor maps of f16 matrices. kCodes: the result is quantised.
-template <int kKeys, bool kTurns, bool kDirect, bool kCodes>
+template <int kKeys, bool kDirect, bool kCodes>
 static __global__ void __launch_bounds__(kThreads, 1)
     flash_kernel(const Flash f, const __grid_constant__ Maps maps) {
 #if defined(BONSAI_SM90A)
@@ -433,7 +430,7 @@ static __global__ void __launch_bounds__(kThreads, 1)
         }
     } else {
         registers_grow<240>();
-        consume<kKeys, kTurns, kDirect, kCodes>(f, base, group, share);
+        consume<kKeys, kDirect, kCodes>(f, base, group, share);
     }
 #endif
 }

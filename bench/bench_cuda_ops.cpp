@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// bonsai-bench-cuda-ops: attention at the shapes of transformer, text encoder and VAE, and the
+// convolutions and group norms of a decoded picture. Random operands; medians of CUDA events around
+// one op each, the rounding of its operands included.
+//   bonsai-bench-cuda-ops [repeats]
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "backends/cuda/devices.h"
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/memory.h"
+#include "core/half.h"
+
+using namespace bonsai;
+using namespace bonsai::cuda;
+
+namespace {
+
+void require(const Status& status) {
+    if (status.ok()) return;
+    std::fprintf(stderr, "%s\n", status.message().c_str());
+    std::exit(1);
+}
+void require(cudaError_t code, const char* what) {
+    require(check(code, what));
+}
+
+struct Bench {
+    std::shared_ptr<Memory> memory;
+    std::unique_ptr<Scratch> scratch;
+    Context context;
+    int repeats = 20;
+    uint64_t random = 7;
+    std::vector<void*> matrices; // of the present case
+
+    // In [-1, 1).
+    float uniform() {
+        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+        return static_cast<float>(random >> 40) / (1 << 23) - 1;
+    }
+    // f32, f16 or bf16, as a row of random numbers again and again.
+    Tensor matrix(DType dtype, int64_t rows, int64_t cols) {
+        const size_t width = dtype_info(dtype).bytes, count = static_cast<size_t>(rows * cols);
+        std::vector<uint8_t> bytes(count * width);
+        std::vector<float> period(65521); // a prime: no two rows are alike
+        for (float& value : period)
+            value = uniform();
+        for (size_t i = 0; i < count; ++i) {
+            const float value = period[i % period.size()];
+            const uint32_t stored = dtype == DType::kF32   ? f32_bits(value)
+                                    : dtype == DType::kF16 ? f32_to_f16(value)
+                                                           : f32_to_bf16(value);
+            std::memcpy(&bytes[i * width], &stored, width); // little-endian
+        }
+        Tensor t{dtype, rows, cols, cols, nullptr};
+        require(cudaMalloc(&t.data, bytes.size() + 1024), "cudaMalloc");
+        require(cudaMemcpy(t.data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copy");
+        matrices.push_back(t.data);
+        return t;
+    }
+    void drop() {
+        for (void* data : matrices)
+            cudaFree(data);
+        matrices.clear();
+    }
+    // Median milliseconds of one op.
+    double median(const std::function<Status()>& op) {
+        cudaEvent_t begin, end;
+        require(cudaEventCreate(&begin), "event");
+        require(cudaEventCreate(&end), "event");
+        std::vector<float> times;
+        for (int i = -2; i < repeats; ++i) {
+            scratch->reset();
+            require(cudaEventRecord(begin, context.stream), "event");
+            require(op());
+            require(cudaEventRecord(end, context.stream), "event");
+            require(cudaEventSynchronize(end), "event");
+            float ms = 0;
+            require(cudaEventElapsedTime(&ms, begin, end), "event");
+            if (i >= 0) times.push_back(ms);
+        }
+        cudaEventDestroy(begin);
+        cudaEventDestroy(end);
+        std::sort(times.begin(), times.end());
+        return static_cast<double>(times[times.size() / 2]);
+    }
+};
+
+void bench_attention(Bench& bench, DType type, int64_t tokens, int heads, int kv_heads, int dim,
+                     bool causal) {
+    const int64_t width = int64_t{heads} * dim, kv_width = int64_t{kv_heads} * dim;
+    const Tensor qkv = bench.matrix(type, tokens, width + 2 * kv_width);
+    AttentionArgs args;
+    args.q = qkv.slice_cols(0, width), args.k = qkv.slice_cols(width, kv_width);
+    args.v = qkv.slice_cols(width + kv_width, kv_width);
+    args.out = bench.matrix(DType::kF32, tokens, width);
+    args.heads = heads, args.kv_heads = kv_heads, args.head_dim = dim, args.causal = causal;
+    args.scale = 1 / std::sqrt(static_cast<float>(dim));
+    const double ms = bench.median([&] { return cuda::attention(bench.context, args); });
+    const double pairs = static_cast<double>(tokens * tokens) * (causal ? 0.5 : 1.0);
+    std::printf("attention %s %5lld tokens, %2d heads of %3d%s  %8.1f us %6.1f TFLOP/s\n",
+                dtype_info(type).name, static_cast<long long>(tokens), heads, dim,
+                causal ? ", causal" : "        ", ms * 1e3,
+                4 * pairs * static_cast<double>(width) / ms * 1e-9);
+    bench.drop();
+}
+
+struct Conv {
+    int64_t in, out;
+    int kernel;
+    bool upsample, activated, add;
+    int count;
+};
+
+// Milliseconds of all `count`.
+double bench_conv(Bench& bench, int64_t side, const Conv& c) {
+    const int64_t pixels = side * side * (c.upsample ? 4 : 1), cols = c.in * c.kernel * c.kernel;
+    Conv2dArgs args;
+    args.x = bench.matrix(DType::kF32, side * side, c.in);
+    args.weight = bench.matrix(DType::kBF16, c.out, cols);
+    args.bias = bench.matrix(DType::kF32, 1, c.out);
+    if (c.activated) args.affine = bench.matrix(DType::kF32, 2, c.in);
+    args.out = bench.matrix(DType::kF32, pixels, c.out);
+    if (c.add) args.add = args.out;
+    args.height = args.width = side;
+    args.kernel = c.kernel, args.upsample = c.upsample;
+    const double ms = bench.median([&] { return cuda::conv2d(bench.context, args); });
+    std::printf("conv2d %4lld^2 %3lld -> %3lld, %dx%d%s%s%s  %8.1f us %6.1f TFLOP/s, %d times\n",
+                static_cast<long long>(side), static_cast<long long>(c.in),
+                static_cast<long long>(c.out), c.kernel, c.kernel, c.upsample ? ", doubled" : "",
+                c.activated ? ", activated" : "", c.add ? ", add" : "", ms * 1e3,
+                2.0 * static_cast<double>(pixels * c.out * cols) / ms * 1e-9, c.count);
+    bench.drop();
+    return ms * c.count;
+}
+
+double bench_norm(Bench& bench, int64_t side, int64_t channels, int count) {
+    GroupNormArgs args;
+    args.x = bench.matrix(DType::kF32, side * side, channels);
+    args.gain = args.bias = bench.matrix(DType::kF32, 1, channels);
+    args.affine = bench.matrix(DType::kF32, 2, channels);
+    args.groups = 32, args.eps = 1e-6f;
+    const double ms = bench.median([&] { return cuda::group_norm(bench.context, args); });
+    std::printf("group_norm %4lld^2 x %3lld  %8.1f us %6.0f GB/s, %d times\n",
+                static_cast<long long>(side), static_cast<long long>(channels), ms * 1e3,
+                static_cast<double>(side * side * channels) * 4e-6 / ms, count);
+    bench.drop();
+    return ms * count;
+}
+
+// Decoder of widths 512, 512, 256, 128 with three blocks each; `side` of its latents.
+void bench_vae(Bench& bench, int64_t side) {
+    constexpr int64_t kWidths[] = {512, 512, 256, 128};
+    double total = bench_conv(bench, side, {32, 512, 3, false, false, false, 1});
+    total += bench_conv(bench, side, {512, 512, 3, false, true, false, 2}); // the middle
+    total += bench_conv(bench, side, {512, 512, 3, false, true, true, 2});
+    total += bench_norm(bench, side, 512, 5);
+    int64_t in = 512, at = side;
+    for (int level = 0; level < 4; ++level) {
+        const int64_t out = kWidths[level];
+        const int same = in == out ? 3 : 2;
+        if (in != out) {
+            total += bench_conv(bench, at, {in, out, 3, false, true, false, 1});
+            total += bench_conv(bench, at, {in, out, 1, false, false, false, 1});
+            total += bench_norm(bench, at, in, 1);
+        }
+        total += bench_conv(bench, at, {out, out, 3, false, true, false, same});
+        total += bench_conv(bench, at, {out, out, 3, false, true, true, 3});
+        total += bench_norm(bench, at, out, same + 3);
+        if (level < 3) {
+            total += bench_conv(bench, at, {out, out, 3, true, false, false, 1});
+            at *= 2;
+        }
+        in = out;
+    }
+    total += bench_norm(bench, at, 128, 1);
+    total += bench_conv(bench, at, {128, 3, 3, false, true, false, 1});
+    std::printf("convolutions and norms of a picture of %lld^2: %.2f ms\n",
+                static_cast<long long>(at), total);
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    Bench bench;
+    if (argc > 1) bench.repeats = std::max(1, std::atoi(argv[1]));
+    DeviceInfo info;
+    require(describe(0, &info, &bench.context));
+    require(Memory::create(0, 0, &bench.memory));
+    bench.scratch = std::make_unique<Scratch>(*bench.memory);
+    bench.context.scratch = bench.scratch.get();
+    bench.context.stream = bench.memory->stream();
+    std::printf("%s\n", info.name.c_str());
+    for (const int64_t tokens : {768, 1536, 4608})
+        for (const DType type : {DType::kF32, DType::kF16})
+            bench_attention(bench, type, tokens, 24, 24, 128, false);
+    bench_attention(bench, DType::kF32, 512, 32, 8, 128, true);
+    for (const int64_t tokens : {4096, 16384})
+        bench_attention(bench, DType::kF32, tokens, 1, 1, 512, false);
+    for (const int64_t side : {64, 128})
+        bench_vae(bench, side);
+    return 0;
+}
