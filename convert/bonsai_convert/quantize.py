@@ -12,6 +12,7 @@ import numpy as np
 from . import blocks
 
 _F = np.float32
+_PART = 1 << 19  # weights: 2 MiB, and each pass of a search goes over all of them
 _FP16_MAX = _F(65504)
 # Steps tried for Q4_0: the largest magnitude lands on level 8 (or 7 on the other side) divided by
 # these factors. Wider ranges gained nothing on Gaussian weights.
@@ -117,10 +118,16 @@ def low_bit(x: np.ndarray, type_name: str) -> np.ndarray:
     return blocks.PACK_TRITS[type_name](trits, scales)
 
 
-def quantize(x: np.ndarray, type_name: str) -> np.ndarray:
-    """Quantise float32 [n, block] to any block type."""
+def _quantize(x: np.ndarray, type_name: str) -> np.ndarray:
     if type_name == "Q8_0":
         return q8_0(x)
     if type_name == "Q4_0":
         return q4_0(x)
     return low_bit(x, type_name)
+
+
+def quantize(x: np.ndarray, type_name: str) -> np.ndarray:
+    """Quantise float32 [n, block] to any block type, in parts that stay in the caches."""
+    step = max(1, _PART // x.shape[1])
+    parts = [_quantize(x[i : i + step], type_name) for i in range(0, len(x), step)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
