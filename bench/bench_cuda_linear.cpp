@@ -162,20 +162,21 @@ void run_case(Bench& bench, DType dtype, int64_t m, int64_t n, int64_t k, bool e
     const double quantize = median(bench, [&] { require(quantize_rows(context, args.x, q)); });
     std::printf("  quantize %6.3f", quantize);
     args.projections[0].out.data = other.data;
-    const double mma = median(bench, [&] { require(linear_int8(context, q, args, 1)); });
-    std::printf("  mma %6.1f", rate(mma));
+    std::printf("  mma");
+    for (const int width : {64, 128}) {
+        const double ms = median(bench, [&] { require(linear_int8(context, q, args, 1, width)); });
+        std::printf(" %d: %6.1f", width, rate(ms));
+    }
     if (linear_hopper_serves(context, target.dtype)) {
-        for (const bool pair : {false, true}) {
-            std::printf(pair ? "  pairs" : "  wgmma");
-            for (const int width : kHopperWidths) {
-                args.projections[0].out.data = out.data;
-                require(cudaMemset(out.data, 255, elements * 4), "memset");
-                const double ms = median(
-                    bench, [&] { require(linear_hopper(context, q, args, 1, width, pair)); });
-                std::printf(" %d: %6.1f", width, rate(ms));
-                const double error = difference(out.data, other.data, elements);
-                if (!(error < 1e-4)) std::printf(" WRONG(%g)", error);
-            }
+        std::printf("  wgmma");
+        for (const int width : kHopperWidths) {
+            args.projections[0].out.data = out.data;
+            require(cudaMemset(out.data, 255, elements * 4), "memset");
+            const double ms =
+                median(bench, [&] { require(linear_hopper(context, q, args, 1, width)); });
+            std::printf(" %d: %6.1f", width, rate(ms));
+            const double error = difference(out.data, other.data, elements);
+            if (!(error < 1e-4)) std::printf(" WRONG(%g)", error);
         }
     }
     std::printf("\n");
@@ -221,6 +222,8 @@ int main(int argc, char** argv) {
     for (const DType dtype : {DType::kBF16, DType::kF16, DType::kQ8_0, DType::kPQ2_0})
         run_case(bench, dtype, 512, 3072, 7680, true);
     run_case(bench, DType::kPQ2_0, 1536, 9216, 3072, true);
+    run_case(bench, DType::kF16, 1024, 128, 3072, true);
+    run_case(bench, DType::kF16, 1024, 3072, 128, true);
     run_case(bench, DType::kBF16, 4, 18432, 3072, true);
     run_case(bench, DType::kQ8_0, 4, 18432, 3072, true);
     return 0;

@@ -29,15 +29,15 @@ struct Parts {
 // The projections of `args` whose index is in `mask`, all of one type, in tiles of `tile_rows`.
 Parts make_parts(const LinearArgs& args, unsigned mask, int tile_rows);
 
-// int8 x with block-quantised W.
+// int8 x with block-quantised W. tokens: the width of a tile, 64 or 128; 0 for the better.
 Status linear_int8(const Context& context, const QuantizedRows& x, const LinearArgs& args,
-                   unsigned mask);
+                   unsigned mask, int tokens = 0);
 // The same for low-bit W on compute capability 9.0, in wgmma. tokens: the width of a tile, of
 // kHopperWidths; 0 for the one that leaves the fewest multiprocessors idle.
 constexpr int kHopperWidths[] = {128, 144, 160, 192};
 bool linear_hopper_serves(const Context& context, DType dtype);
 Status linear_hopper(const Context& context, const QuantizedRows& x, const LinearArgs& args,
-                     unsigned mask, int tokens = 0, bool pair = false);
+                     unsigned mask, int tokens = 0);
 // f32 x with any W.
 Status linear_exact(const Context& context, const LinearArgs& args, unsigned mask);
 // The same for at most kGemvRows tokens.

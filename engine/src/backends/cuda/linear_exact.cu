@@ -5,8 +5,12 @@
 //           y = high high + high low + low high, f32 sums: 1e-5 of |x| |W|, whatever their range.
 //           Binary and ternary W are the sum exactly. Any K; columns past it count as zero.
 // Work:     a block owns 128 features x 64 tokens of y, a warp 32 x 32; stages of K = 32, split on
-//           the way from registers to shared memory while the stage before is multiplied.
+//           the way from registers to shared memory while the stage before is multiplied. Where
+//           the tiles are few, several blocks share the stages of one, and a second kernel adds
+//           what they leave, in the order of K.
 // Roofline: three products on tensor cores for one; compute-bound beyond some 100 tokens.
+#include <algorithm>
+
 #include "backends/cuda/linear.cuh"
 
 namespace bonsai::cuda {
@@ -78,7 +82,10 @@ __device__ __forceinline__ int quad_address(int row, int quad) {
 struct Rows {
     const float* data;
     int64_t stride, rows, cols;
-    bool aligned; // quads may be read at once
+    bool aligned;        // quads may be read at once
+    bool weight_aligned; // and of float weights
+    int splits;          // blocks that share a tile
+    float* partial;      // [splits, rows, tiles of features * 128] where more than one
     __device__ __forceinline__ float4 quad(int64_t row, int64_t col) const {
         if (row >= rows) return make_float4(0, 0, 0, 0);
         const float* at = data + row * stride + col;
@@ -93,10 +100,12 @@ struct Rows {
 
 // Four weights of a row; a type fixed at compile time leaves one case of the switch.
 template <DType kType>
-__device__ __forceinline__ float4 weights(const Part& part, int64_t cols, int64_t row,
+__device__ __forceinline__ float4 weights(const Part& part, const Rows& x, int64_t row,
                                           int64_t col) {
-    if (row >= part.rows || col >= cols) return make_float4(0, 0, 0, 0);
-    return weight_values(kType, part.weight, cols, row, col);
+    if (row >= part.rows || col >= x.cols) return make_float4(0, 0, 0, 0);
+    if constexpr (kType == DType::kF32 || kType == DType::kF16 || kType == DType::kBF16)
+        if (x.weight_aligned) return aligned_quad<kType>(part.weight, row * x.cols + col);
+    return weight_values(kType, part.weight, x.cols, row, col);
 }
 
 template <DType kType> class Tile {
@@ -107,16 +116,33 @@ template <DType kType> class Tile {
           lane_(threadIdx.x & 31), row_(32 * (threadIdx.x >> 6)),
           column_(32 * (threadIdx.x >> 5 & 1)) {}
 
-    __device__ __forceinline__ void run() {
+    // Stages of split `split`.
+    __device__ __forceinline__ void run(int split) {
         const int stages = static_cast<int>((x_.cols + kTileK - 1) / kTileK);
-        fetch(0);
-        put(0);
-        for (int s = 0; s < stages; ++s) {
+        const int end = stages * (split + 1) / x_.splits;
+        int s = stages * split / x_.splits;
+        fetch(s);
+        put(s);
+        for (; s < end; ++s) {
             __syncthreads();
-            if (s + 1 < stages) fetch(s + 1);
+            if (s + 1 < end) fetch(s + 1);
             multiply_stage(shared_ + (s & 1) * kStageBytes);
-            if (s + 1 < stages) put(s + 1);
+            if (s + 1 < end) put(s + 1);
         }
+    }
+
+    // Sums without bias and gate, for add_kernel. column: of the tile in all parts' columns.
+    __device__ __forceinline__ void store_partial(int split, int column, int columns) const {
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int h = i >> 3, j = i >> 1 & 3, e = i & 1;
+                const int64_t m = first_token_ + column_ + 8 * j + 2 * (lane_ & 3) + e;
+                const int n = column + row_ + 16 * t + 8 * h + (lane_ >> 2);
+                if (m < x_.rows)
+                    x_.partial[(split * x_.rows + m) * columns + n] = sum_[t][j][2 * h + e];
+            }
     }
 
     __device__ __forceinline__ void store() const {
@@ -137,7 +163,7 @@ template <DType kType> class Tile {
 #pragma unroll
         for (int i = 0; i < kWQuads; ++i) {
             const int at = i * kThreads + threadIdx.x;
-            w_next_[i] = weights<kType>(part_, x_.cols, first_row_ + (at >> 3),
+            w_next_[i] = weights<kType>(part_, x_, first_row_ + (at >> 3),
                                         static_cast<int64_t>(s) * kTileK + 4 * (at & 7));
         }
 #pragma unroll
@@ -223,14 +249,38 @@ __global__ void __launch_bounds__(kThreads)
     const Part& part = part_of(parts, tile);
     Tile<kType> work(part, x, (tile - part.first_tile) * kTileRows,
                      static_cast<int>(blockIdx.x) * kTileTokens, shared);
-    work.run();
-    work.store();
+    work.run(static_cast<int>(blockIdx.z));
+    if (x.splits == 1)
+        work.store();
+    else
+        work.store_partial(static_cast<int>(blockIdx.z), tile * kTileRows, parts.tiles * kTileRows);
+}
+
+// What the splits of a tile left, a feature a thread.
+__global__ void __launch_bounds__(kTileRows)
+    add_kernel(const __grid_constant__ Parts parts, const __grid_constant__ Rows x) {
+    const int tile = static_cast<int>(blockIdx.y), columns = parts.tiles * kTileRows;
+    const Part& part = part_of(parts, tile);
+    const int64_t m = blockIdx.x;
+    float y = 0;
+    for (int split = 0; split < x.splits; ++split)
+        y += x.partial[(split * x.rows + m) * columns + tile * kTileRows + threadIdx.x];
+    const int n = (tile - part.first_tile) * kTileRows + static_cast<int>(threadIdx.x);
+    store_feature<1>(part, n, x.rows, m, [](int) { return 0; }, [&](int) { return y; });
 }
 
 template <DType kType> void launch(const Context& context, const Parts& parts, const Rows& x) {
     const dim3 grid(static_cast<unsigned>((x.rows + kTileTokens - 1) / kTileTokens),
-                    static_cast<unsigned>(parts.tiles));
+                    static_cast<unsigned>(parts.tiles), static_cast<unsigned>(x.splits));
     exact_kernel<kType><<<grid, kThreads, 0, context.stream>>>(parts, x);
+}
+
+// Blocks that share a tile: enough for two on a multiprocessor, with 4 stages each at least.
+int splits_of(const Context& context, const Parts& parts, int64_t rows, int64_t cols) {
+    const int64_t tiles = (rows + kTileTokens - 1) / kTileTokens * parts.tiles;
+    const int64_t wanted = 2 * context.multiprocessors / std::max<int64_t>(tiles, 1);
+    return static_cast<int>(
+        std::max<int64_t>(1, std::min<int64_t>({wanted, cols / (4 * kTileK), 16})));
 }
 
 } // namespace
@@ -243,6 +293,14 @@ Status linear_exact(const Context& context, const LinearArgs& args, unsigned mas
     x.rows = args.x.rows;
     x.cols = args.x.cols;
     x.aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
+    x.weight_aligned = x.cols % 4 == 0;
+    for (int i = 0; i < parts.count; ++i)
+        if (reinterpret_cast<uintptr_t>(parts.part[i].weight) % 16 != 0) x.weight_aligned = false;
+    x.splits = splits_of(context, parts, x.rows, x.cols);
+    x.partial = nullptr;
+    if (x.splits > 1)
+        BONSAI_TRY(context.scratch->get(
+            static_cast<size_t>(x.splits * x.rows * parts.tiles * kTileRows), &x.partial));
     switch (parts.dtype) {
     case DType::kF32:
         launch<DType::kF32>(context, parts, x);
@@ -273,6 +331,9 @@ Status linear_exact(const Context& context, const LinearArgs& args, unsigned mas
         return fail(ErrorCode::kUnsupported, "linear: weight is %s, expected its device layout",
                     dtype_info(parts.dtype).name);
     }
+    if (x.splits > 1)
+        add_kernel<<<dim3(static_cast<unsigned>(x.rows), static_cast<unsigned>(parts.tiles)),
+                     kTileRows, 0, context.stream>>>(parts, x);
     return check_launch("linear_exact");
 }
 

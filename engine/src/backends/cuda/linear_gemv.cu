@@ -37,20 +37,6 @@ __device__ __forceinline__ float dot(const float4& a, const float4& b, float sum
     return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
 
-// Four columns of a float matrix read at once.
-template <DType kType>
-__device__ __forceinline__ float4 aligned_quad(const uint8_t* base, int64_t index) {
-    if constexpr (kType == DType::kF32)
-        return __ldg(reinterpret_cast<const float4*>(base) + index / 4);
-    const uint2 v = __ldg(reinterpret_cast<const uint2*>(base) + index / 4);
-    const auto value = [](uint32_t bits) {
-        return kType == DType::kF16 ? f16_value(static_cast<uint16_t>(bits))
-                                    : bf16_value(static_cast<uint16_t>(bits));
-    };
-    return make_float4(value(v.x & 0xFFFF), value(v.x >> 16), value(v.y & 0xFFFF),
-                       value(v.y >> 16));
-}
-
 // Sums over K of two rows and all tokens, spread over lanes and warps.
 template <DType kType>
 __device__ __forceinline__ void slab_sums(const Part& part, const Rows& x, int slab, int warp,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear_hopper: y[M,N] = x[M,K] W[N,K]^T with int8 x and low-bit W (groups of 128), wgmma (sm_90a)
-// Layout:   as linear_int8. x by the copy engine into shared memory, rows of 128 bytes swizzled, as
-//           the B operand; W from global memory into registers, unpacked there, as the A operand.
+// Layout:   as linear_int8. The copy engine brings both to shared memory: x in rows of 128 bytes,
+//           swizzled, as the B operand; W packed, unpacked in registers, as the A operand.
 // Maths:    per group of 128: d = sum of codes in s32, begun at 0x4B400000, whose bits read as the
 //           float 12582912 + d (|d| < 2^21: 64 * 128 * 127 for codes that stand 64 times too
 //           large); part = (that - 12582912) * w_scale by one fused multiply-add, exact before its
@@ -10,9 +10,7 @@
 // Work:     a block stays on its multiprocessor and takes tiles of 128 features x kTokens tokens.
 // Two
 //           warpgroups multiply 64 features each, and while one scales its sums the tensor cores
-//           work for the other; a third feeds stages of K = 128 to both. kPair: two blocks of a
-//           cluster multiply the same tokens with neighbouring tiles of features; each fetches
-//           half of a stage for both.
+//           work for the other; a third feeds stages of K = 128 to both.
 // Roofline: tensor cores: 2 M N K operations at 4096 products a cycle and multiprocessor. Beside
 // them a
 //           group costs 3 issue slots a sum (start, two fused multiply-adds), 75 % of the time
@@ -28,7 +26,7 @@ namespace bonsai::cuda {
 namespace {
 
 constexpr int kTileRows = 128, kConsumers = 2, kThreads = 128 * (kConsumers + 1);
-constexpr int kSteps = kGroup / 32;
+constexpr int kTileSlabs = kTileRows / kSlabRows;
 constexpr int kSharedLimit = 227 * 1024;
 
 struct Work {
@@ -38,101 +36,85 @@ struct Work {
     int64_t rows; // tokens
     int groups;   // K / 128
     int token_tiles;
-    int tiles; // of a block, or of a pair of blocks with a tile of features each
+    int tiles;
 };
 
-template <int kTokens> struct Shape {
+template <DType kType, int kTokens> struct Shape {
     static constexpr int kCodeBytes = kTokens * kGroup, kScaleBytes = kTokens * 4;
-    static constexpr int kStageBytes = kCodeBytes + kScaleBytes + 16; // and two barriers
+    static constexpr int kUnitBytes = kSlabUnitBytes<kType>;
+    static constexpr int kCopiedBytes = kCodeBytes + kScaleBytes + kTileSlabs * kUnitBytes;
+    static constexpr int kStageBytes = kCopiedBytes + 16; // and two barriers
     static constexpr int kStages = std::min(8, (kSharedLimit - 1024) / kStageBytes);
     static constexpr int kBytes = 1024 + kStages * kStageBytes;
-    static constexpr int kSums = kTokens / 2; // of a thread
 };
 
 #if defined(BONSAI_SM90A)
 
-// -- clusters of two blocks --
-
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-// Arrives at the barrier that lies at the same address in block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, int rank) {
-    asm volatile(
-        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
-}
-// box_copy to the same address of both blocks, completing on the barrier of each.
-__device__ __forceinline__ void box_copy_to_pair(uint32_t to, const void* map, int x, int y,
-                                                 uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(static_cast<uint16_t>(3))
-                 : "memory");
-}
-
 // Addresses of a stage's pieces in shared memory, and where the ring stands.
-template <int kTokens> struct Ring {
-    using S = Shape<kTokens>;
+template <typename S> struct Ring {
     uint32_t base;
     int stage = 0;
     uint32_t phase = 0;
     __device__ explicit Ring(uint32_t start) : base(start) {}
     __device__ __forceinline__ uint32_t codes() const { return base + stage * S::kCodeBytes; }
+    __device__ __forceinline__ uint32_t weights() const {
+        return base + S::kStages * S::kCodeBytes + stage * (kTileSlabs * S::kUnitBytes);
+    }
     __device__ __forceinline__ uint32_t scales() const {
-        return base + S::kStages * S::kCodeBytes + stage * S::kScaleBytes;
+        return base + S::kStages * (S::kCodeBytes + kTileSlabs * S::kUnitBytes) +
+               stage * S::kScaleBytes;
+    }
+    __device__ __forceinline__ uint32_t full(int s) const {
+        return base + S::kStages * S::kCopiedBytes + 16 * s;
     }
     __device__ __forceinline__ uint32_t full() const { return full(stage); }
     __device__ __forceinline__ uint32_t empty() const { return full(stage) + 8; }
-    __device__ __forceinline__ uint32_t full(int s) const {
-        return base + S::kStages * (S::kCodeBytes + S::kScaleBytes) + 16 * s;
-    }
     __device__ __forceinline__ void next() {
         if (++stage == S::kStages) stage = 0, phase ^= 1;
     }
 };
 
-// Which tile of features block `rank` of its pair takes of tile `tile`, and which tokens.
-template <bool kPair> __device__ __forceinline__ int row_tile_of(const Work& work, int tile) {
-    return tile / work.token_tiles * (kPair ? 2 : 1) + (kPair ? blockIdx.x & 1 : 0);
-}
-__device__ __forceinline__ int token_tile_of(const Work& work, int tile) {
-    return tile % work.token_tiles;
-}
-template <bool kPair> __device__ __forceinline__ int first_tile() {
-    return kPair ? blockIdx.x >> 1 : blockIdx.x;
-}
-template <bool kPair> __device__ __forceinline__ int tile_step() {
-    return kPair ? gridDim.x >> 1 : gridDim.x;
+// The slab that holds rows 16 i to 16 i + 15 of a tile of features.
+template <DType kType>
+__device__ __forceinline__ const uint8_t* slab_of(const Work& work, int row_tile, int i) {
+    const Part& part = part_of(work.parts, row_tile);
+    const int slab =
+        min((row_tile - part.first_tile) * kTileSlabs + i, (part.rows - 1) / kSlabRows);
+    return part.weight + static_cast<int64_t>(slab) * work.groups * kSlabUnitBytes<kType>;
 }
 
-template <int kTokens, bool kPair>
+// One warp.
+template <DType kType, int kTokens>
 __device__ __forceinline__ void produce(const Work& work, const CUtensorMap& map, uint32_t base) {
-    using S = Shape<kTokens>;
-    Ring<kTokens> ring(base);
-    const int rank = blockIdx.x & 1;
-    for (int tile = first_tile<kPair>(); tile < work.tiles; tile += tile_step<kPair>()) {
-        const int token = token_tile_of(work, tile) * kTokens;
+    using S = Shape<kType, kTokens>;
+    Ring<S> ring(base);
+    const int lane = threadIdx.x & 31;
+    for (int tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
+        const int token = tile % work.token_tiles * kTokens;
         const float* scale = work.scale + token;
-        for (int g = 0; g < work.groups; ++g, ring.next(), scale += work.scale_stride) {
-            barrier_wait(ring.empty(), ring.phase ^ 1);
-            barrier_expect(ring.full(), S::kCodeBytes + S::kScaleBytes);
-            if constexpr (kPair)
-                box_copy_to_pair(ring.codes() + rank * (S::kCodeBytes / 2), &map, g * kGroup,
-                                 token + rank * (kTokens / 2), ring.full());
-            else
+        const uint8_t* unit = slab_of<kType>(work, tile / work.token_tiles, lane % kTileSlabs);
+        for (int g = 0; g < work.groups; ++g, ring.next()) {
+            if (lane == 0) {
+                barrier_wait(ring.empty(), ring.phase ^ 1);
+                barrier_expect(ring.full(), S::kCopiedBytes);
                 box_copy(ring.codes(), &map, g * kGroup, token, ring.full());
-            bulk_copy(ring.scales(), scale, S::kScaleBytes, ring.full());
+                bulk_copy(ring.scales(), scale, S::kScaleBytes, ring.full());
+            }
+            __syncwarp();
+            if (lane < kTileSlabs)
+                bulk_copy(ring.weights() + lane * S::kUnitBytes, unit, S::kUnitBytes, ring.full());
+            unit += S::kUnitBytes;
+            scale += work.scale_stride;
         }
     }
 }
 
 // What a thread of a consumer holds of its two rows.
-template <DType kType, int kTokens, bool kPair> class Consumer {
+template <DType kType, int kTokens> class Consumer {
   public:
-    using S = Shape<kTokens>;
+    using S = Shape<kType, kTokens>;
+    static constexpr int kSteps = kGroup / 32;
+    static constexpr int kSums = kTokens / 2; // of a thread
 
     __device__ Consumer(const Work& work, uint32_t base, int group)
         : work_(work), ring_(base), group_(group), lane_(threadIdx.x & 31),
@@ -140,22 +122,30 @@ template <DType kType, int kTokens, bool kPair> class Consumer {
 
     __device__ __forceinline__ void run() {
         if (group_ == 1) group_arrive(kTurn, 128 * kConsumers); // the other one begins
-        int tile = first_tile<kPair>();
-        if (tile < work_.tiles) begin(tile);
-        while (tile < work_.tiles) {
-            const int current = tile;
-            unpack(operands_[0], scales_[0]);
-            fetch();
+        int tile = blockIdx.x;
+        left_ = (work_.tiles - tile + gridDim.x - 1) / gridDim.x * work_.groups;
+        fetch();
+        unpack(operands_[0], scales_[0]);
+        for (; tile < work_.tiles; tile += gridDim.x) {
 #pragma unroll
-            for (int i = 0; i < S::kSums; ++i)
+            for (int i = 0; i < kSums; ++i)
                 sum_[i] = 0;
-            for (int g = 0; g < work_.groups; g += 2) {
-                multiply_group<0>();
-                if (g + 1 < work_.groups) multiply_group<1>();
+            if constexpr (kAhead) {
+                for (int g = 0; g < work_.groups; g += 2) {
+                    multiply_group<0>();
+                    if (g + 1 < work_.groups) multiply_group<1>();
+                }
+                if ((work_.groups & 1) != 0) { // every tile begins with the first of the two
+#pragma unroll
+                    for (int i = 0; i < 4 * kSteps; ++i)
+                        operands_[0][i] = operands_[kAhead][i];
+                    scales_[0] = scales_[kAhead];
+                }
+            } else {
+                for (int g = 0; g < work_.groups; ++g)
+                    multiply_group<0>();
             }
-            tile += tile_step<kPair>();
-            if (tile < work_.tiles) begin(tile);
-            store(current);
+            store(tile);
         }
         if (group_ == 0) group_sync(kTurn, 128 * kConsumers); // no turn is left over
     }
@@ -165,23 +155,17 @@ template <DType kType, int kTokens, bool kPair> class Consumer {
     // scale their sums at the same time. kTurn + i is the barrier of warpgroup i.
     static constexpr int kTurn = 1;
 
-    // The tile's first unit on its way.
-    __device__ __forceinline__ void begin(int tile) {
-        const int row_tile = row_tile_of<kPair>(work_, tile);
-        const Part& part = part_of(work_.parts, row_tile);
-        const int slab = min((row_tile - part.first_tile) * (kTileRows / kSlabRows) + slab_,
-                             (part.rows - 1) / kSlabRows);
-        next_ = part.weight + static_cast<int64_t>(slab) * work_.groups * kSlabUnitBytes<kType>;
-        left_ = work_.groups;
-        fetch();
-    }
+    // Operands of the next group are unpacked while this one's are multiplied, where registers
+    // allow.
+    static constexpr bool kAhead = kTokens <= 144;
+
+    // The packed weights of the ring's stage, once they are there.
     __device__ __forceinline__ void fetch() {
-        if (left_ == 0) return;
-        load_unit<kType>(next_, lane_, unit_);
-        next_ += kSlabUnitBytes<kType>;
-        --left_;
+        barrier_wait(ring_.full(), ring_.phase);
+        load_shared_unit<kType>(ring_.weights() + slab_ * S::kUnitBytes, lane_, unit_);
     }
-    __device__ __forceinline__ void unpack(uint32_t (&operands)[4 * kSteps], uint32_t& scales) {
+    __device__ __forceinline__ void unpack(uint32_t (&operands)[4 * kSteps],
+                                           uint32_t& scales) const {
 #pragma unroll
         for (int s = 0; s < kSteps; ++s)
 #pragma unroll
@@ -190,15 +174,13 @@ template <DType kType, int kTokens, bool kPair> class Consumer {
         scales = unit_.scales;
     }
 
-    // One group with operands kNow; unpacks those of the next.
+    // One group with operands kNow; gets those of the next, of the next tile at this one's end.
     template <int kNow> __device__ __forceinline__ void multiply_group() {
-        int d[S::kSums];
+        int d[kSums];
 #pragma unroll
-        for (int i = 0; i < S::kSums; ++i)
+        for (int i = 0; i < kSums; ++i)
             d[i] = 0x4B400000;
         pin(d);
-        pin(operands_[kNow]);
-        barrier_wait(ring_.full(), ring_.phase);
         group_sync(kTurn + group_, 128 * kConsumers);
         wgmma_fence();
         const uint64_t codes = operand(ring_.codes());
@@ -207,26 +189,27 @@ template <DType kType, int kTokens, bool kPair> class Consumer {
             wgmma(d, operands_[kNow] + 4 * s, codes + 2 * s, 1);
         wgmma_commit();
         group_arrive(kTurn + (group_ ^ 1), 128 * kConsumers);
-        unpack(operands_[kNow ^ 1], scales_[kNow ^ 1]);
-        fetch();
+        const Ring<S> now = ring_;
+        ring_.next();
+        if (--left_ != 0) fetch();
+        if constexpr (kAhead) {
+            unpack(operands_[kNow ^ kAhead], scales_[kNow ^ kAhead]);
+            pin(operands_[kNow ^ kAhead]);
+        }
         wgmma_wait<0>();
         pin(d);
-        promote(d, scales_[kNow]);
+        promote(now.scales(), d, scales_[kNow]);
         __syncwarp();
-        if constexpr (kPair) {
-            if (lane_ < 2) barrier_arrive_at(ring_.empty(), lane_);
-        } else {
-            if (lane_ == 0) barrier_arrive(ring_.empty());
-        }
-        ring_.next();
+        if (lane_ == 0) barrier_arrive(now.empty());
+        if constexpr (!kAhead) unpack(operands_[0], scales_[0]);
     }
 
-    __device__ __forceinline__ void promote(const int (&d)[S::kSums], uint32_t scales) {
+    __device__ __forceinline__ void promote(uint32_t from, const int (&d)[kSums], uint32_t scales) {
         float2 w = scale_pair(scales);
         w.x *= 1.0f / SlabType<kType>::kFactor;
         w.y *= 1.0f / SlabType<kType>::kFactor;
         const float2 start = make_float2(-12582912.0f * w.x, -12582912.0f * w.y);
-        const uint32_t from = ring_.scales() + 8 * (lane_ & 3);
+        from += 8 * (lane_ & 3);
 #pragma unroll
         for (int j = 0; j < kTokens / 8; ++j) {
             float2 x;
@@ -243,11 +226,10 @@ template <DType kType, int kTokens, bool kPair> class Consumer {
     }
 
     __device__ __forceinline__ void store(int tile) const {
-        const int row_tile = row_tile_of<kPair>(work_, tile);
-        if (row_tile >= work_.parts.tiles) return; // a pair's second tile behind the last
+        const int row_tile = tile / work_.token_tiles;
         const Part& part = part_of(work_.parts, row_tile);
         const int first = (row_tile - part.first_tile) * kTileRows;
-        const int64_t token = token_tile_of(work_, tile) * kTokens + 2 * (lane_ & 3);
+        const int64_t token = tile % work_.token_tiles * kTokens + 2 * (lane_ & 3);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int n = first + slab_ * kSlabRows + 8 * h + (lane_ >> 2);
@@ -258,47 +240,42 @@ template <DType kType, int kTokens, bool kPair> class Consumer {
     }
 
     const Work& work_;
-    Ring<kTokens> ring_;
+    Ring<S> ring_;
     int group_, lane_, slab_; // slab: of the tile's eight
-    const uint8_t* next_;
-    int left_; // units of the tile not fetched yet
-    LaneUnit<kType> unit_;
-    uint32_t operands_[2][4 * kSteps];
-    uint32_t scales_[2];
-    float sum_[S::kSums];
+    int left_;                // groups of all the block's tiles that are not begun
+    LaneUnit<kType> unit_ = {};
+    uint32_t operands_[1 + kAhead][4 * kSteps];
+    uint32_t scales_[1 + kAhead];
+    float sum_[kSums];
 };
 
 #endif
 
-template <DType kType, int kTokens, bool kPair>
+template <DType kType, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
     hopper_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Work work) {
 #if defined(BONSAI_SM90A)
-    using S = Shape<kTokens>;
+    using S = Shape<kType, kTokens>;
     extern __shared__ uint8_t shared[];
     const uint32_t base = (shared_address(shared) + 1023) / 1024 * 1024;
-    const Ring<kTokens> ring(base);
+    const Ring<S> ring(base);
     if (threadIdx.x == 0) {
         for (int s = 0; s < S::kStages; ++s) {
             barrier_init(ring.full(s), 1);
-            barrier_init(ring.full(s) + 8, 4 * kConsumers * (kPair ? 2 : 1));
+            barrier_init(ring.full(s) + 8, 4 * kConsumers);
         }
         barrier_init_fence();
     }
-    if constexpr (kPair)
-        cluster_sync();
-    else
-        __syncthreads();
+    __syncthreads();
     const int group = static_cast<int>(threadIdx.x) / 128;
     if (group == kConsumers) {
         registers_shrink<24>();
-        if (threadIdx.x == 128 * kConsumers) produce<kTokens, kPair>(work, map, base);
+        if (threadIdx.x < 128 * kConsumers + 32) produce<kType, kTokens>(work, map, base);
     } else {
         registers_grow<240>();
-        Consumer<kType, kTokens, kPair> consumer(work, base, group);
+        Consumer<kType, kTokens> consumer(work, base, group);
         consumer.run();
     }
-    if constexpr (kPair) cluster_sync(); // the other block may still send here
 #endif
 }
 
@@ -331,12 +308,11 @@ Status codes_map(const QuantizedRows& x, int tokens, CUtensorMap* map) {
                 static_cast<long long>(x.cols));
 }
 
-template <DType kType, int kTokens, bool kPair>
+template <DType kType, int kTokens>
 Status launch(const Context& context, const QuantizedRows& x, const Parts& parts) {
-    using S = Shape<kTokens>;
-    constexpr int kBlocks = kPair ? 2 : 1;
+    using S = Shape<kType, kTokens>;
     CUtensorMap map;
-    BONSAI_TRY(codes_map(x, kTokens / kBlocks, &map));
+    BONSAI_TRY(codes_map(x, kTokens, &map));
     Work work;
     work.parts = parts;
     work.scale = x.scale;
@@ -344,24 +320,14 @@ Status launch(const Context& context, const QuantizedRows& x, const Parts& parts
     work.rows = x.rows;
     work.groups = static_cast<int>(x.cols / kGroup);
     work.token_tiles = static_cast<int>((x.rows + kTokens - 1) / kTokens);
-    work.tiles = (parts.tiles + kBlocks - 1) / kBlocks * work.token_tiles;
-    auto* kernel = hopper_kernel<kType, kTokens, kPair>;
+    work.tiles = parts.tiles * work.token_tiles;
+    auto* kernel = hopper_kernel<kType, kTokens>;
     BONSAI_TRY(
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes),
               "linear: shared memory"));
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = kBlocks;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(
-        static_cast<unsigned>(std::min(work.tiles, context.multiprocessors / kBlocks) * kBlocks));
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = S::kBytes;
-    config.stream = context.stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    return check(cudaLaunchKernelEx(&config, kernel, map, work), "linear_hopper");
+    const auto grid = static_cast<unsigned>(std::min(work.tiles, context.multiprocessors));
+    kernel<<<grid, kThreads, S::kBytes, context.stream>>>(map, work);
+    return check_launch("linear_hopper");
 }
 
 // The tile width that leaves the fewest multiprocessors idle: rounds of tiles times their width.
@@ -378,18 +344,18 @@ int best_width(const Context& context, int64_t rows, int row_tiles) {
     return best;
 }
 
-template <DType kType, bool kPair>
+template <DType kType>
 Status launch_width(const Context& context, const QuantizedRows& x, const Parts& parts,
                     int tokens) {
     switch (tokens) {
     case 128:
-        return launch<kType, 128, kPair>(context, x, parts);
+        return launch<kType, 128>(context, x, parts);
     case 144:
-        return launch<kType, 144, kPair>(context, x, parts);
+        return launch<kType, 144>(context, x, parts);
     case 160:
-        return launch<kType, 160, kPair>(context, x, parts);
+        return launch<kType, 160>(context, x, parts);
     default:
-        return launch<kType, 192, kPair>(context, x, parts);
+        return launch<kType, 192>(context, x, parts);
     }
 }
 
@@ -405,14 +371,11 @@ bool linear_hopper_serves(const Context& context, DType dtype) {
 }
 
 Status linear_hopper(const Context& context, const QuantizedRows& x, const LinearArgs& args,
-                     unsigned mask, int tokens, bool pair) {
+                     unsigned mask, int tokens) {
     const Parts parts = make_parts(args, mask, kTileRows);
     if (tokens == 0) tokens = best_width(context, x.rows, parts.tiles);
-    if (parts.dtype == DType::kPQ2_0)
-        return pair ? launch_width<DType::kPQ2_0, true>(context, x, parts, tokens)
-                    : launch_width<DType::kPQ2_0, false>(context, x, parts, tokens);
-    return pair ? launch_width<DType::kQ1_0, true>(context, x, parts, tokens)
-                : launch_width<DType::kQ1_0, false>(context, x, parts, tokens);
+    if (parts.dtype == DType::kPQ2_0) return launch_width<DType::kPQ2_0>(context, x, parts, tokens);
+    return launch_width<DType::kQ1_0>(context, x, parts, tokens);
 }
 
 } // namespace bonsai::cuda

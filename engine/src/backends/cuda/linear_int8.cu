@@ -5,8 +5,9 @@
 // Maths:    per block of 32 or group of 128: d = sum of codes, exact in s32;
 //           y += x_scale * (w_scale * d + w_offset * sum of x codes), f32, K ascending. K % 128 =
 //           0.
-// Work:     a block owns 128 features x 128 tokens of y, a warp 32 x 64; stages of K = 128 of x in
-//           shared memory, 16-byte pieces swizzled by the token.
+// Work:     a block owns 128 features x 64 or 128 tokens of y, a warp 32 x half of them; stages of
+//           K = 128 of x in shared memory, 16-byte pieces swizzled by the token; packed weights a
+//           stage ahead in registers.
 // Roofline: 2 M N K operations over M K (N / 128) + N K / 4 (M / 128) bytes out of L2;
 // compute-bound
 //           from M = 128 on. Serves chips without wgmma, and the types with blocks of 32.
@@ -15,12 +16,8 @@
 namespace bonsai::cuda {
 namespace {
 
-constexpr int kTileRows = 128, kTileTokens = 128, kThreads = 256, kStages = 3;
-constexpr int kWarpSlabs = 2, kWarpColumns = 8; // 32 features, 8 x 8 tokens
-constexpr int kCodesBytes = kTileTokens * kGroup, kRowOfScales = kTileTokens * 4;
-
-template <DType kType>
-constexpr int kStageBytes = kCodesBytes + kRowOfScales * (SlabType<kType>::kOffset ? 5 : 1);
+constexpr int kTileRows = 128, kThreads = 256, kStages = 3;
+constexpr int kWarpSlabs = 2; // 32 features
 
 // d = a b, or d += a b: 16 features x 8 tokens x 32 of K.
 __device__ __forceinline__ void multiply(int (&d)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -41,9 +38,12 @@ __device__ __forceinline__ void multiply(int (&d)[4], const uint32_t (&a)[4], ui
 #endif
 }
 
-template <DType kType> class Tile {
+template <DType kType, int kTileTokens> class Tile {
   public:
     using Type = SlabType<kType>;
+    static constexpr int kWarpColumns = kTileTokens / 16; // of 8 tokens
+    static constexpr int kCodesBytes = kTileTokens * kGroup, kRowOfScales = kTileTokens * 4;
+    static constexpr int kStageBytes = kCodesBytes + kRowOfScales * (Type::kOffset ? 5 : 1);
     static constexpr int kUnits = kGroup / Type::kBlock; // of a slab in a stage
     static constexpr int kSteps = Type::kBlock / 32;     // of a unit
 
@@ -52,7 +52,7 @@ template <DType kType> class Tile {
         : x_(x), shared_(shared), lane_(threadIdx.x & 31), first_token_(first_token) {
         const int warp = threadIdx.x >> 5;
         row_ = first_row + 32 * (warp >> 1);
-        column_ = 64 * (warp & 1);
+        column_ = 8 * kWarpColumns * (warp & 1);
         const int64_t units = x.cols / Type::kBlock;
         const int last = (part.rows - 1) / kSlabRows;
 #pragma unroll
@@ -67,7 +67,9 @@ template <DType kType> class Tile {
             if (s < groups) load_stage(s);
             copies_commit();
         }
-        load_weights(0);
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u)
+            load_weights(u, u);
         for (int g = 0; g < groups; ++g) {
             copies_wait<kStages - 2>();
             __syncthreads();
@@ -92,7 +94,7 @@ template <DType kType> class Tile {
 
   private:
     __device__ __forceinline__ uint8_t* stage(int g) const {
-        return shared_ + g % kStages * kStageBytes<kType>;
+        return shared_ + g % kStages * kStageBytes;
     }
 
     __device__ __forceinline__ void load_stage(int g) const {
@@ -105,7 +107,8 @@ template <DType kType> class Tile {
                    x_.q + m * x_.stride + static_cast<int64_t>(g) * kGroup + 16 * chunk,
                    m < x_.rows);
         }
-        const int piece = threadIdx.x, row = piece >> 5, at = 4 * (piece & 31);
+        constexpr int kPieces = kTileTokens / 4; // of a row of scales
+        const int row = threadIdx.x / kPieces, at = 4 * (threadIdx.x % kPieces);
         if (row == 0)
             copy16(to + kCodesBytes + 4 * at, x_.scale + g * x_.scale_stride + first_token_ + at,
                    true);
@@ -114,11 +117,12 @@ template <DType kType> class Tile {
                    x_.block_sum + (4 * g + row - 1) * x_.scale_stride + first_token_ + at, true);
     }
 
-    __device__ __forceinline__ void load_weights(int unit) {
+    // Unit `unit` of the slabs into place u.
+    __device__ __forceinline__ void load_weights(int unit, int u) {
 #pragma unroll
         for (int t = 0; t < kWarpSlabs; ++t)
             load_unit<kType>(slab_[t] + static_cast<int64_t>(unit) * kSlabUnitBytes<kType>, lane_,
-                             next_[t]);
+                             next_[u][t]);
     }
 
     __device__ __forceinline__ void multiply_stage(int g, int groups) {
@@ -130,8 +134,8 @@ template <DType kType> class Tile {
             LaneUnit<kType> unit[kWarpSlabs];
 #pragma unroll
             for (int t = 0; t < kWarpSlabs; ++t)
-                unit[t] = next_[t];
-            if (g * kUnits + u + 1 < groups * kUnits) load_weights(g * kUnits + u + 1);
+                unit[t] = next_[u][t];
+            if (g + 1 < groups) load_weights((g + 1) * kUnits + u, u);
             int d[kWarpSlabs][kWarpColumns][4];
 #pragma unroll
             for (int s = 0; s < kSteps; ++s)
@@ -198,50 +202,60 @@ template <DType kType> class Tile {
     uint8_t* shared_;
     int lane_, first_token_, row_, column_;
     const uint8_t* slab_[kWarpSlabs];
-    LaneUnit<kType> next_[kWarpSlabs];
+    LaneUnit<kType> next_[kUnits][kWarpSlabs];
     float sum_[kWarpSlabs][kWarpColumns][4] = {};
 };
 
-template <DType kType>
-__global__ void __launch_bounds__(kThreads, 1)
+template <DType kType, int kTileTokens>
+__global__ void __launch_bounds__(kThreads, kTileTokens == 64 ? 2 : 1)
     int8_kernel(const __grid_constant__ Parts parts, const __grid_constant__ QuantizedRows x) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int tile = static_cast<int>(blockIdx.y);
     const Part& part = part_of(parts, tile);
-    Tile<kType> work(part, x, (tile - part.first_tile) * kTileRows,
-                     static_cast<int>(blockIdx.x) * kTileTokens, shared);
+    Tile<kType, kTileTokens> work(part, x, (tile - part.first_tile) * kTileRows,
+                                  static_cast<int>(blockIdx.x) * kTileTokens, shared);
     work.run();
     work.store(part);
 }
 
-template <DType kType>
-Status launch(const Context& context, const QuantizedRows& x, const Parts& parts) {
-    constexpr int kBytes = kStages * kStageBytes<kType>;
-    BONSAI_TRY(check(cudaFuncSetAttribute(int8_kernel<kType>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-                     "linear: shared memory"));
+template <DType kType, int kTileTokens>
+Status launch_tile(const Context& context, const QuantizedRows& x, const Parts& parts) {
+    constexpr int kBytes = kStages * Tile<kType, kTileTokens>::kStageBytes;
+    auto* kernel = int8_kernel<kType, kTileTokens>;
+    BONSAI_TRY(
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+              "linear: shared memory"));
     const dim3 grid(static_cast<unsigned>((x.rows + kTileTokens - 1) / kTileTokens),
                     static_cast<unsigned>(parts.tiles));
-    int8_kernel<kType><<<grid, kThreads, kBytes, context.stream>>>(parts, x);
+    kernel<<<grid, kThreads, kBytes, context.stream>>>(parts, x);
     return check_launch("linear_int8");
+}
+
+template <DType kType>
+Status launch(const Context& context, const QuantizedRows& x, const Parts& parts, int tokens) {
+    // Wide tiles unpack less; narrow ones, two to a multiprocessor, leave fewer of them idle.
+    const int64_t wide = (x.rows + 127) / 128 * parts.tiles;
+    if (tokens == 0) tokens = wide >= 4 * context.multiprocessors ? 128 : 64;
+    if (tokens == 64) return launch_tile<kType, 64>(context, x, parts);
+    return launch_tile<kType, 128>(context, x, parts);
 }
 
 } // namespace
 
 Status linear_int8(const Context& context, const QuantizedRows& x, const LinearArgs& args,
-                   unsigned mask) {
+                   unsigned mask, int tokens) {
     const Parts parts = make_parts(args, mask, kTileRows);
     switch (parts.dtype) {
     case DType::kQ8_0:
-        return launch<DType::kQ8_0>(context, x, parts);
+        return launch<DType::kQ8_0>(context, x, parts, tokens);
     case DType::kQ4_0:
-        return launch<DType::kQ4_0>(context, x, parts);
+        return launch<DType::kQ4_0>(context, x, parts, tokens);
     case DType::kQ4_1:
-        return launch<DType::kQ4_1>(context, x, parts);
+        return launch<DType::kQ4_1>(context, x, parts, tokens);
     case DType::kQ1_0:
-        return launch<DType::kQ1_0>(context, x, parts);
+        return launch<DType::kQ1_0>(context, x, parts, tokens);
     case DType::kPQ2_0:
-        return launch<DType::kPQ2_0>(context, x, parts);
+        return launch<DType::kPQ2_0>(context, x, parts, tokens);
     default:
         return fail(ErrorCode::kUnsupported, "linear_int8: weight is %s",
                     dtype_info(parts.dtype).name);

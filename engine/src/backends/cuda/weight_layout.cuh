@@ -72,6 +72,25 @@ __device__ __forceinline__ void load_unit(const uint8_t* unit, int lane, LaneUni
     out.offsets = SlabType<kType>::kOffset ? __ldg(scales + 8 + (lane >> 2)) : 0u;
 }
 
+// The same from shared memory.
+template <DType kType>
+__device__ __forceinline__ void load_shared_unit(uint32_t unit, int lane, LaneUnit<kType>& out) {
+    if constexpr (SlabType<kType>::kLaneWords == 4)
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(out.codes[0]), "=r"(out.codes[1]), "=r"(out.codes[2]),
+                       "=r"(out.codes[3])
+                     : "r"(unit + 16 * lane));
+    else
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(out.codes[0]), "=r"(out.codes[1])
+                     : "r"(unit + 8 * lane));
+    const uint32_t scales = unit + kSlabCodeBytes<kType> + (lane >> 2) * 4;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(out.scales) : "r"(scales));
+    out.offsets = 0;
+    if constexpr (SlabType<kType>::kOffset)
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(out.offsets) : "r"(scales + 32));
+}
+
 // Scales of rows r (x) and r + 8 (y).
 __device__ __forceinline__ float2 scale_pair(uint32_t bits) {
     return __half22float2(*reinterpret_cast<const __half2*>(&bits));
@@ -120,6 +139,20 @@ __device__ __forceinline__ float float_weight(DType dtype, const uint8_t* base, 
     if (dtype == DType::kF32) return __ldg(reinterpret_cast<const float*>(base) + index);
     const uint16_t bits = __ldg(reinterpret_cast<const uint16_t*>(base) + index);
     return dtype == DType::kF16 ? f16_value(bits) : bf16_value(bits);
+}
+
+// Four elements of a float matrix read at once; index is a multiple of 4.
+template <DType kType>
+__device__ __forceinline__ float4 aligned_quad(const uint8_t* base, int64_t index) {
+    if constexpr (kType == DType::kF32)
+        return __ldg(reinterpret_cast<const float4*>(base) + index / 4);
+    const uint2 v = __ldg(reinterpret_cast<const uint2*>(base) + index / 4);
+    const auto value = [](uint32_t bits) {
+        return kType == DType::kF16 ? f16_value(static_cast<uint16_t>(bits))
+                                    : bf16_value(static_cast<uint16_t>(bits));
+    };
+    return make_float4(value(v.x & 0xFFFF), value(v.x >> 16), value(v.y & 0xFFFF),
+                       value(v.y >> 16));
 }
 
 // Four weights of any type at columns col..col + 3, col a multiple of 4; columns past the end are
