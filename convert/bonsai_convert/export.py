@@ -199,17 +199,19 @@ class Constant(Tensor):
         return np.full(rows * self.row, floats.to_bf16(np.float32([self.value]))[0], np.uint16)
 
 
-def idle_layer(pipeline: Pipeline) -> list[Found]:
-    """One more layer of the text encoder, which adds nothing, and the final norm: transformers
-    takes the last hidden state after that norm, and what is read here comes before it."""
+def idle_layer(pipeline: Pipeline, count: int = 1) -> list[Found]:
+    """One more layer of the text encoder (or `count`), which adds nothing, and the final norm:
+    transformers takes the last hidden state after that norm, and what is read here comes before
+    it."""
     e = pipeline.text
     if e.final_norm:
         return []
     found = []
-    for t in text_tensors(e, "model."):
-        if t.source.startswith("model.layers.0."):
-            source = t.source.replace("layers.0.", f"layers.{e.layers}.")
-            target = t.target.replace("blk.0.", f"blk.{e.layers}.")
+    first = [t for t in text_tensors(e, "model.") if t.source.startswith("model.layers.0.")]
+    for layer in range(e.layers, e.layers + count):
+        for t in first:
+            source = t.source.replace("layers.0.", f"layers.{layer}.")
+            target = t.target.replace("blk.0.", f"blk.{layer}.")
             value = 1.0 if len(t.shape) == 1 else 0.0
             found.append(Found(Expected(source, t.shape, target, t.role),
                                Constant(source, t.shape, value)))  # fmt: skip

@@ -110,7 +110,10 @@ def _vae_outs(files: Files, found: list[Found], written: Written) -> list:
 
 def write(files: Files, checkpoint, keys: dict[str, gguf.Value], folder: Path, written: Written):
     found = by_part(checkpoint.tensors)
-    layers = found["text_encoder"] + idle_layer(checkpoint.pipeline)
+    encoder = checkpoint.pipeline.text
+    # stable-diffusion.cpp takes a Qwen3 of 28 layers for a smaller one with half the heads.
+    idle = 0 if encoder.final_norm else 2 if encoder.layers + 1 == 28 else 1
+    layers = found["text_encoder"] + idle_layer(checkpoint.pipeline, idle)
     text = [
         Found(Expected(f.expected.source, f.expected.shape, f.expected.target.removeprefix("te."),
                        f.expected.role), f.entry)
@@ -121,11 +124,10 @@ def write(files: Files, checkpoint, keys: dict[str, gguf.Value], folder: Path, w
     vae = _vae_outs(files, found["vae"], written)
     about = {k: v for k, v in keys.items() if k.startswith(("general.name", "general.license"))}
     dit_keys = {"general.architecture": gguf.string("flux"), **about}
-    count = checkpoint.pipeline.text.layers + (0 if checkpoint.pipeline.text.final_norm else 1)
     total = sum(i.info.nbytes for i in dit_items + text_items) + sum(o.nbytes for o in vae)
     with new_folder(folder, total) as temporary, Progress(total) as progress:
         _write_gguf(files, temporary / "diffusion_model.gguf", dit_items, dit_keys, progress)
-        text_keys = _text_keys(checkpoint, keys, count)
+        text_keys = _text_keys(checkpoint, keys, encoder.layers + idle)
         _write_gguf(files, temporary / "text_encoder.gguf", text_items, text_keys, progress)
         write_safetensors(temporary / "vae.safetensors", vae, progress)
     written.lines.append(

@@ -79,7 +79,8 @@ def test_gguf_py_reads_the_same(klein, tmp_path):  # noqa: F811
         assert np.array_equal(values.reshape(tensor[2]), foreign.values(tensor)), name
     text = library.GGUFReader(folder / "text_encoder.gguf")
     assert text.fields["general.architecture"].contents() == "qwen3"
-    assert text.fields["qwen3.block_count"].contents() == 28
+    # Not 28: stable-diffusion.cpp would take the encoder for a smaller Qwen3.
+    assert text.fields["qwen3.block_count"].contents() == 29
 
 
 def tokenize(root, text):
