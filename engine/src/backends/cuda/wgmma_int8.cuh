@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// wgmma with int8 operands, A in registers: d[64 x N] += a[64 x 32] b[32 x N] in s32 (sm_90a; PTX ISA,
-// "wgmma"). N is twice the length of d. a: four words of four codes, as weight_layout.h says; d and b
-// as in hopper.cuh. Without `add`, d = a b.
+// wgmma with int8 operands, A in registers: d[64 x N] += a[64 x 32] b[32 x N] in s32 (sm_90a; PTX
+// ISA, "wgmma"). N is twice the length of d. a: four words of four codes, as weight_layout.h says;
+// d and b as in hopper.cuh. Without `add`, d = a b.
 #pragma once
 
 #include "backends/cuda/hopper.cuh"
