@@ -8,13 +8,11 @@
 //           rounding as 12582912 * w_scale has 13 significant bits; y += x_scale * part, K
 //           ascending.
 // Work:     a block stays on its multiprocessor and takes tiles of 128 features x kTokens tokens.
-// Two
-//           warpgroups multiply 64 features each, and while one scales its sums the tensor cores
-//           work for the other; a third feeds stages of K = 128 to both.
+//           Two warpgroups multiply 64 features each, and while one scales its sums the tensor
+//           cores work for the other; a third feeds stages of K = 128 to both.
 // Roofline: tensor cores: 2 M N K operations at 4096 products a cycle and multiprocessor. Beside
-// them a
-//           group costs 3 issue slots a sum (start, two fused multiply-adds), 75 % of the time
-//           that the products take; unpacking 28 instructions for 64 weights of a lane.
+//           them a sum costs 3 issue slots a group (start, two fused multiply-adds),
+//           75 % of the time that the products take; unpacking 28 for 64 weights of a lane.
 #include <cuda.h>
 
 #include <algorithm>
