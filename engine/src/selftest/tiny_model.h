@@ -7,8 +7,8 @@
 #include <functional>
 
 #include "core/dtype.h"
-#include "core/status.h"
 #include "core/gguf_builder.h"
+#include "core/status.h"
 
 namespace bonsai {
 
