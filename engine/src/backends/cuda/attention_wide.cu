@@ -5,7 +5,8 @@
 //           f16.
 // Maths:    products on tensor cores, f16 operands, f32 sums; weights exp(x - max) are rounded to
 //           f16 before, not after, the division by their f32 sum.
-// Work:     two products and one softmax a band; the band keeps logits within kBandBytes.
+// Work:     two products and one softmax a band, which keeps logits within kBandBytes; the second
+//           product is cut along the keys, and join_kernel adds its shares in order.
 // Roofline: 4 * Sq * Sk * head_dim flop; logits and weights make 10 bytes a pair of tokens: at
 //           head_dim 512 205 flop a byte, near the balance of an H200.
 #include <algorithm>
@@ -70,11 +71,25 @@ static __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) inverse[row] = 1.0f / sum;
 }
 
+// out = inverse * the sum of `parts` matrices [rows, cols].
+static __global__ void __launch_bounds__(kThreads)
+    join_kernel(const float* part, int parts, int64_t part_stride, int64_t rows, int cols,
+                const float* inverse, float* out, int64_t out_stride) {
+    const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+    const int64_t row = index / cols;
+    if (row >= rows) return;
+    float sum = 0;
+    for (int i = 0; i < parts; ++i)
+        sum += part[i * part_stride + index];
+    out[row * out_stride + (index - row * cols)] = sum * inverse[row];
+}
+
 namespace {
 
 struct Band {
     __half *q, *weights, *keys, *values;
     float *logits, *inverse;
+    float* shares; // of sums over the keys, where values_gemm is cut into parts
     int64_t rows;
     int width, padded_keys; // head_dim and keys, rounded up
     ShiftGemm logits_gemm, values_gemm;
@@ -106,7 +121,14 @@ static Status prepare(const Context& context, const AttentionArgs& args, Band* b
     BONSAI_TRY(scratch.get(packed_halves(b->logits_plan, s.n, s.channels, 1), &b->keys));
     BONSAI_TRY(scratch.get(packed_halves(b->values_plan, v.n, v.channels, 1), &b->values));
     s.a = b->q, s.b = b->keys, s.out = b->logits;
-    v.a = b->weights, v.b = b->values, v.row_scale = b->inverse;
+    v.a = b->weights, v.b = b->values;
+    // Few tiles and a long sum: shares of it keep all multiprocessors busy, two blocks each.
+    const int64_t tiles = (b->rows + 127) / 128 * ((v.n + 127) / 128);
+    const int64_t most = std::max<int64_t>(1, b->padded_keys / (4 * kChunk));
+    v.parts = static_cast<int>(std::clamp<int64_t>(2 * context.multiprocessors / tiles, 1, most));
+    v.part_stride = b->rows * v.n;
+    if (v.parts > 1) return scratch.get(static_cast<size_t>(v.parts * v.part_stride), &b->shares);
+    v.row_scale = b->inverse;
     return Status();
 }
 
@@ -133,8 +155,16 @@ static Status attend(const Context& context, const AttentionArgs& args, const Te
     BONSAI_TRY(check_launch("attention softmax"));
     ShiftGemm& v = b.values_gemm;
     v.rows = v.pitch = v.width = rows;
-    v.out = out.row(first);
-    return shift_gemm(context, b.values_plan, v);
+    if (v.parts == 1) {
+        v.out = out.row(first);
+        return shift_gemm(context, b.values_plan, v);
+    }
+    v.out = b.shares, v.out_stride = v.n;
+    BONSAI_TRY(shift_gemm(context, b.values_plan, v));
+    join_kernel<<<static_cast<unsigned>((rows * v.n + kThreads - 1) / kThreads), kThreads, 0,
+                  context.stream>>>(b.shares, v.parts, v.part_stride, rows, v.n, b.inverse,
+                                    out.row(first), out.stride);
+    return check_launch("attention join");
 }
 
 Status attention_wide(const Context& context, const AttentionArgs& args) {

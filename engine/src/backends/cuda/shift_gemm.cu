@@ -78,24 +78,25 @@ static __global__ void __launch_bounds__(kThreads) gemm_kernel(const ShiftGemm g
     const uint32_t base = shared_address(shared);
     const int tile = static_cast<int>(blockIdx.x) % tiles_n;
     const int64_t m0 = int64_t{blockIdx.x / tiles_n} * kTileM;
-    const int chunks = gemm.channels / kChunk, steps = gemm.taps * chunks;
+    const int chunks = gemm.channels / kChunk;
+    const Steps own = steps_of(gemm);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int warp_m = warp / kWarpsN * kWarpM, warp_n = warp % kWarpsN * kWarpN;
 
     float sums[kRows][kCols][4] = {};
 #pragma unroll
     for (int s = 0; s < kStages - 1; ++s) {
-        if (s < steps)
-            load_step<kTileN>(gemm, m0, tile, s, chunks,
+        if (s < own.count)
+            load_step<kTileN>(gemm, m0, tile, own.first + s, chunks,
                               base + s * (Ring::kBytesA + Ring::kBytesB));
         copy_commit();
     }
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < own.count; ++step) {
         copy_wait<kStages - 2>();
         __syncthreads(); // the stage has arrived for all, and the one before it is free
         const int next = step + kStages - 1;
-        if (next < steps)
-            load_step<kTileN>(gemm, m0, tile, next, chunks,
+        if (next < own.count)
+            load_step<kTileN>(gemm, m0, tile, own.first + next, chunks,
                               base + next % kStages * (Ring::kBytesA + Ring::kBytesB));
         copy_commit();
         const uint32_t stage = base + step % kStages * (Ring::kBytesA + Ring::kBytesB);
@@ -118,7 +119,8 @@ template <int kTileN, int kWarpsN, int kStages>
 static Status launch(const Context& context, const ShiftGemm& gemm) {
     constexpr int kBytes = Stages<kTileN, kStages>::kBytes;
     const int64_t tiles_n = (gemm.n + kTileN - 1) / kTileN;
-    const auto grid = static_cast<unsigned>((gemm.rows + kTileM - 1) / kTileM * tiles_n);
+    const dim3 grid(static_cast<unsigned>((gemm.rows + kTileM - 1) / kTileM * tiles_n),
+                    static_cast<unsigned>(gemm.parts));
     auto* kernel = in_pairs(gemm) ? gemm_kernel<kTileN, kWarpsN, kStages, true>
                                   : gemm_kernel<kTileN, kWarpsN, kStages, false>;
     BONSAI_TRY(

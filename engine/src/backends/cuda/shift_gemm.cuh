@@ -11,6 +11,16 @@ __device__ __forceinline__ int64_t tap_shift(const ShiftGemm& gemm, int tap) {
     return gemm.taps == 1 ? 0 : tap / 3 * gemm.pitch + tap % 3;
 }
 
+// The steps along the sum of this block, which is blockIdx.y of gemm.parts.
+struct Steps {
+    int first, count;
+};
+__device__ __forceinline__ Steps steps_of(const ShiftGemm& gemm) {
+    const int all = gemm.taps * (gemm.channels / kChunk), part = static_cast<int>(blockIdx.y);
+    const int first = part * all / gemm.parts;
+    return {first, (part + 1) * all / gemm.parts - first};
+}
+
 // Row of the output for row m of the sum, -1 for those that are dropped.
 __device__ __forceinline__ int64_t output_row(const ShiftGemm& gemm, int64_t m) {
     if (m >= gemm.rows) return -1;
@@ -28,7 +38,7 @@ template <bool kPairs, int kCount, typename Value>
 __device__ __forceinline__ void finish(const ShiftGemm& gemm, int64_t r, int n, float scale,
                                        const Value& value) {
     constexpr int kBatch = kCount > 16 ? 8 : kCount > 4 ? 4 : kCount;
-    float* out = gemm.out + r * gemm.out_stride + n;
+    float* out = gemm.out + blockIdx.y * gemm.part_stride + r * gemm.out_stride + n;
     const float* add = gemm.add + (gemm.add != nullptr ? r * gemm.add_stride + n : 0);
 #pragma unroll
     for (int first = 0; first < kCount; first += kBatch) {

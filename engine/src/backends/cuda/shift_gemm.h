@@ -37,6 +37,10 @@ struct ShiftGemm {
     int64_t add_stride = 0;
     float* out = nullptr;
     int64_t out_stride = 0;
+    // More than 1: as many shares of the sum, each with its own `out`, part_stride floats apart.
+    // Without bias and add.
+    int parts = 1;
+    int64_t part_stride = 0;
 };
 
 // How the kernel chosen for a shape wants its right operand: tiles of `rows` rows (n) and kChunk

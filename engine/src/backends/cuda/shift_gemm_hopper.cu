@@ -36,26 +36,24 @@ __device__ __forceinline__ void produce(const ShiftGemm& gemm, const CUtensorMap
     const int chunks = gemm.channels / kChunk;
     const auto* b = static_cast<const __half*>(gemm.b) +
                     int64_t{tile} * gemm.taps * chunks * (T::kTileN * kChunk);
-    int step = 0;
-    for (int tap = 0; tap < gemm.taps; ++tap) {
-        const int row = static_cast<int>(m0 + tap_shift(gemm, tap));
-        for (int chunk = 0; chunk < chunks; ++chunk, ++step) {
-            const int stage = step % T::kStages;
-            const uint32_t full = base + T::kBarriers + stage * 8;
-            const uint32_t to = base + stage * T::kStage;
-            // The first round finds all stages empty.
-            barrier_wait(full + T::kStages * 8, step / T::kStages % 2 ^ 1);
-            barrier_expect(full, T::kStage);
-            box_copy(to, &map, chunk * kChunk, row, full);
-            bulk_copy(to + T::kBytesA, b + int64_t{step} * (T::kTileN * kChunk), T::kBytesB, full);
-        }
+    const Steps own = steps_of(gemm);
+    for (int step = 0; step < own.count; ++step) {
+        const int at = own.first + step, tap = at / chunks, chunk = at - tap * chunks;
+        const int stage = step % T::kStages;
+        const uint32_t full = base + T::kBarriers + stage * 8;
+        const uint32_t to = base + stage * T::kStage;
+        // The first round finds all stages empty.
+        barrier_wait(full + T::kStages * 8, step / T::kStages % 2 ^ 1);
+        barrier_expect(full, T::kStage);
+        box_copy(to, &map, chunk * kChunk, static_cast<int>(m0 + tap_shift(gemm, tap)), full);
+        bulk_copy(to + T::kBytesA, b + int64_t{at} * (T::kTileN * kChunk), T::kBytesB, full);
     }
 }
 
 template <typename T, bool kPairs>
 __device__ __forceinline__ void consume(const ShiftGemm& gemm, uint32_t base, int group, int64_t m0,
                                         int tile) {
-    const int steps = gemm.taps * (gemm.channels / kChunk);
+    const int steps = steps_of(gemm).count;
     const int thread = static_cast<int>(threadIdx.x) % 128;
     float sums[T::kRows][T::kTileN / 2];
     for (int step = 0; step < steps; ++step) {
@@ -125,7 +123,8 @@ template <typename T> static Status launch(const Context& context, const ShiftGe
     BONSAI_TRY(make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, gemm.a, gemm.a_rows, gemm.channels,
                                int64_t{gemm.channels} * 2, T::kTileM, &map));
     const int64_t tiles_n = (gemm.n + T::kTileN - 1) / T::kTileN;
-    const auto grid = static_cast<unsigned>((gemm.rows + T::kTileM - 1) / T::kTileM * tiles_n);
+    const dim3 grid(static_cast<unsigned>((gemm.rows + T::kTileM - 1) / T::kTileM * tiles_n),
+                    static_cast<unsigned>(gemm.parts));
     auto* kernel = in_pairs(gemm) ? gemm_kernel<T, true> : gemm_kernel<T, false>;
     BONSAI_TRY(
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kBytes),
