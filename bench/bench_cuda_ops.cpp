@@ -45,24 +45,27 @@ struct Bench {
         random ^= random << 13, random ^= random >> 7, random ^= random << 17;
         return static_cast<float>(random >> 40) / (1 << 23) - 1;
     }
-    // f32, f16 or bf16, as a row of random numbers again and again.
+    // f32, f16 or bf16. Large ones repeat the first kPeriod numbers, a prime, so that no two rows
+    // are alike.
     Tensor matrix(DType dtype, int64_t rows, int64_t cols) {
+        constexpr size_t kPeriod = 1048573;
         const size_t width = dtype_info(dtype).bytes, count = static_cast<size_t>(rows * cols);
-        std::vector<uint8_t> bytes(count * width);
-        std::vector<float> period(65521); // a prime: no two rows are alike
-        for (float& value : period)
-            value = uniform();
-        for (size_t i = 0; i < count; ++i) {
-            const float value = period[i % period.size()];
+        const size_t first = std::min(count, kPeriod);
+        std::vector<uint8_t> bytes(first * width);
+        for (size_t i = 0; i < first; ++i) {
+            const float value = uniform();
             const uint32_t stored = dtype == DType::kF32   ? f32_bits(value)
                                     : dtype == DType::kF16 ? f32_to_f16(value)
                                                            : f32_to_bf16(value);
             std::memcpy(&bytes[i * width], &stored, width); // little-endian
         }
         Tensor t{dtype, rows, cols, cols, nullptr};
-        require(cudaMalloc(&t.data, bytes.size() + 1024), "cudaMalloc");
-        require(cudaMemcpy(t.data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copy");
+        require(cudaMalloc(&t.data, count * width + 1024), "cudaMalloc");
         matrices.push_back(t.data);
+        for (size_t i = 0; i < count; i += first)
+            require(cudaMemcpy(static_cast<uint8_t*>(t.data) + i * width, bytes.data(),
+                               std::min(first, count - i) * width, cudaMemcpyHostToDevice),
+                    "copy");
         return t;
     }
     void drop() {
