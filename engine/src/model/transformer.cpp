@@ -163,23 +163,35 @@ uint64_t Transformer::streamed_bytes() const {
 Status Transformer::write_rope(Backend& backend, int64_t text_tokens, int64_t latent_width,
                                const Tensor& cos, const Tensor& sin) const {
     const int64_t half = config_.head_dim / 2;
+    const int64_t latent_height = (cos.rows - text_tokens) / latent_width;
+    const int64_t positions[4] = {1, latent_height, latent_width,
+                                  std::max<int64_t>(1, text_tokens)};
     std::vector<float> cos_values(static_cast<size_t>(cos.rows * half)),
         sin_values(cos_values.size());
-    for (int64_t s = 0; s < cos.rows; ++s) {
-        const int64_t token = s - text_tokens;
-        const int64_t position[4] = {0, token < 0 ? 0 : token / latent_width,
-                                     token < 0 ? 0 : token % latent_width, token < 0 ? s : 0};
-        size_t at = static_cast<size_t>(s * half);
-        for (int axis = 0; axis < 4; ++axis) {
-            const int64_t dims = config_.rope_axes[static_cast<size_t>(axis)];
-            for (int64_t i = 0; i < dims / 2; ++i, ++at) {
+    int64_t first = 0; // pair of the axis
+    for (size_t axis = 0; axis < 4; ++axis) {
+        const int64_t dims = config_.rope_axes[axis], pairs = dims / 2;
+        // Tokens share their positions on an axis: each angle is computed once.
+        std::vector<float> cos_of, sin_of;
+        for (int64_t position = 0; position < positions[axis]; ++position) {
+            for (int64_t i = 0; i < pairs; ++i) {
                 const double frequency = std::pow(
                     config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
-                const double angle = static_cast<double>(position[axis]) * frequency;
-                cos_values[at] = static_cast<float>(std::cos(angle));
-                sin_values[at] = static_cast<float>(std::sin(angle));
+                const double angle = static_cast<double>(position) * frequency;
+                cos_of.push_back(static_cast<float>(std::cos(angle)));
+                sin_of.push_back(static_cast<float>(std::sin(angle)));
             }
         }
+        for (int64_t s = 0; s < cos.rows; ++s) {
+            const int64_t token = s - text_tokens;
+            const int64_t place[4] = {0, token < 0 ? 0 : token / latent_width,
+                                      token < 0 ? 0 : token % latent_width, token < 0 ? s : 0};
+            std::copy_n(cos_of.begin() + place[axis] * pairs, pairs,
+                        cos_values.begin() + s * half + first);
+            std::copy_n(sin_of.begin() + place[axis] * pairs, pairs,
+                        sin_values.begin() + s * half + first);
+        }
+        first += pairs;
     }
     BONSAI_TRY(backend.write(cos, cos_values.data()));
     return backend.write(sin, sin_values.data());
