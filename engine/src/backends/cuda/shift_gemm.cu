@@ -187,7 +187,7 @@ Status pack_transposed(const Context& context, const GemmPlan& plan, const Tenso
                                   : pack<float, true>(context, plan, b, b.cols, b.rows, 1, out);
 }
 
-GemmPlan plan_gemm(const Context& context, const ShiftGemm& gemm) {
+GemmPlan plan_gemm([[maybe_unused]] const Context& context, const ShiftGemm& gemm) {
     if (gemm.n <= 16) return {16, GemmTile::kAnyChip};
 #if defined(BONSAI_CUDA_HOPPER)
     if (context.capability == 90) return plan_gemm_hopper(context, gemm);
