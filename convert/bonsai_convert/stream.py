@@ -19,6 +19,7 @@ from . import blocks, floats, lowbit, quantize
 from .errors import ConvertError
 from .plan import Item
 from .safetensors import Files
+from .tensor import Loss
 
 _PIECE = 1 << 21  # weights: long enough outside the interpreter lock for threads to run at once
 
@@ -116,7 +117,8 @@ def encode(files: Files, piece: Piece) -> Encoded:
         data, zeros = entry.packed(files, piece.first, piece.rows, item.info.type)
         if item.exact:
             return Encoded(data, zeros)
-        return _measured(piece, read(files, piece), data)
+        loss = entry.loss(files, piece.first, piece.rows, item.info.type, data)
+        return Encoded(data, zeros, loss.largest, loss.square_error, loss.square_norm)
     raw = read(files, piece)
     data = np.ascontiguousarray(_plain(piece, raw)).reshape(-1).view(np.uint8)
     if item.info.type.name == entry.dtype:
@@ -127,15 +129,9 @@ def encode(files: Files, piece: Piece) -> Encoded:
 def _measured(piece: Piece, raw: np.ndarray, data: np.ndarray) -> Encoded:
     """With the errors of the stored bytes against the source's values."""
     kind = piece.item.found.entry.dtype
-    x = floats.to_f32(raw, kind)
-    difference = blocks.decode(piece.item.info.type, data) - x
-    return Encoded(
-        data,
-        floats.count_zeros(raw, kind),
-        float(max(difference.max(initial=0), -difference.min(initial=0))),
-        float(np.vdot(difference, difference)),
-        float(np.vdot(x, x)),
-    )
+    loss = Loss.between(blocks.decode(piece.item.info.type, data), floats.to_f32(raw, kind))
+    zeros = floats.count_zeros(raw, kind)
+    return Encoded(data, zeros, loss.largest, loss.square_error, loss.square_norm)
 
 
 def read_and_encode(files: Files, piece: Piece) -> Encoded:

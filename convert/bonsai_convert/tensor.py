@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from .safetensors import Files
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What storing rows in another type cost."""
+
+    largest: float  # difference from the source's values
+    square_error: float
+    square_norm: float  # of the source's values
+
+    @staticmethod
+    def between(stored: np.ndarray, source: np.ndarray) -> Loss:
+        difference = stored - source
+        return Loss(
+            float(max(difference.max(initial=0), -difference.min(initial=0))),
+            float(np.vdot(difference, difference)),
+            float(np.vdot(source, source)),
+        )
+
+
 class Tensor:
     """What a layout's module provides for each tensor; names and shapes are those of the model."""
 
@@ -74,6 +92,11 @@ class Tensor:
         data = self.blocks(files, first, rows)
         values = blocks.decode(kind, data)
         return data, values.size - int(np.count_nonzero(values))
+
+    def loss(self, files: Files, first: int, rows: int, kind: TensorType, data: np.ndarray) -> Loss:
+        """Of `packed`, whose bytes are `data`, where `stored` calls it inexact."""
+        source = floats.to_f32(self.raw(files, first, rows), self.dtype)
+        return Loss.between(blocks.decode(kind, data), source)
 
 
 @dataclass(frozen=True)
@@ -202,6 +225,22 @@ class Affine(Tensor):
         if not all(map(np.array_equal, back, (q, d, m))):
             raise AssertionError("the Q4_1 packer did not reproduce its input")
         return data.reshape(-1), _zeros(c, self.group)
+
+    def loss(self, files: Files, first: int, rows: int, kind: TensorType, data: np.ndarray) -> Loss:
+        """The codes are kept, so what scale and bias lost in fp16 tells the error of every code:
+        per group, without a float for each weight."""
+        c = self.codes(files, first, rows)
+        q = c.q.reshape(-1, self.group)
+        scale, bias = c.scale.reshape(-1), c.bias.reshape(-1)
+        slope, offset = (x.astype(np.float16).astype(np.float64) - x for x in (scale, bias))
+        total, squares = q.sum(1, dtype=np.uint32), (q * q).sum(1, dtype=np.uint32)  # q < 16
+
+        def square(a: np.ndarray, b: np.ndarray) -> float:  # sum of (a q + b)^2
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            return float((a * a * squares + 2 * a * b * total + self.group * b * b).sum())
+
+        ends = (np.abs(slope * end + offset).max(initial=0) for end in (q.min(1), q.max(1)))
+        return Loss(float(max(ends)), square(slope, offset), square(scale, bias))
 
 
 def _zeros(c: Codes, group: int) -> int:

@@ -10,6 +10,7 @@ from bonsai_convert import blocks, gemlite, hqq, lowbit, parts, torchfile, torch
 from bonsai_convert import ggml_types as types
 from bonsai_convert.errors import ConvertError
 from bonsai_convert.safetensors import Entry, Files
+from bonsai_convert.tensor import Tensor
 from minimal import edit_tensors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -180,6 +181,20 @@ def encoded(value):
     if isinstance(value, int):
         return "I32", (), np.array(value, np.int32)
     return "U8", (len(value),), np.frombuffer(value.encode(), np.uint8)
+
+
+def test_the_loss_of_offsets_is_that_of_all_weights(formats, files):
+    """Affine.loss, from codes and groups, against the differences of all decoded weights."""
+    for tensor in four_bit(formats, "hqq_4bit_g64_qmodel.pt").values():
+        kind, exact = tensor.stored(files)
+        assert not exact
+        data, _ = tensor.packed(files, 0, tensor.rows, kind)
+        found = tensor.loss(files, 0, tensor.rows, kind, data)
+        wanted = Tensor.loss(tensor, files, 0, tensor.rows, kind, data)
+        assert wanted.largest > 0
+        for name in ("largest", "square_error", "square_norm"):
+            # The source rounds each product to float32, which the closed form does not.
+            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-3)
 
 
 def test_hqq_with_encoded_values(formats, tmp_path, files):
