@@ -69,9 +69,8 @@ class Backend {
     // -- memory --
     virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;
     // Makes a weight of the mapped model file usable by ops, which take it as `*out`, for as long
-    // as
-    // `*owner` lives. On the CPU that is the mapping itself and `*owner` stays empty; devices with
-    // their own memory upload it, now or at its first use.
+    // as `*owner` lives. On the CPU that is the mapping itself and `*owner` stays empty; devices
+    // with their own memory upload it, now or at its first use.
     virtual Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) = 0;
     // The weight will not be used for a while: its memory may go until the next use, now or when
     // there is need of it.
