@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import stat
 from pathlib import Path
 
@@ -18,12 +19,25 @@ MAX_DEPTH = 32
 _MAX_DIGITS = 40  # of a whole number: Python's conversion takes quadratic time
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
+
+
 def brief(value: object) -> str:
-    """repr of a value from a file, cut to a length that fits into a message."""
+    """repr of a value from a file, cut to a length that fits into a message.
+
+    The work is bounded too: a pickle of a hundred bytes can hold a tuple whose whole repr would
+    fill the memory, each level naming the one below twice.
+    """
     if isinstance(value, (list, tuple)) and len(value) > 16:
         return f"a list of {len(value)}"
-    text = value[:80] if isinstance(value, str) else value
-    shown = ascii(text) if isinstance(text, str) and not text.isprintable() else repr(text)
+    if isinstance(value, str):
+        text = value[:80]
+        shown = repr(text) if text.isprintable() else ascii(text)
+    else:
+        shown = _SHORT.repr(value)
     shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
     return shown if len(shown) <= 100 else shown[:97] + "..."
 

@@ -197,6 +197,13 @@ def test_the_loss_of_offsets_is_that_of_all_weights(formats, files):
             assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-3)
 
 
+def test_a_pickle_that_doubles_is_refused_at_once():
+    """A hundred tuples, each naming the one below twice: a repr of 2^100 brackets as a key."""
+    levels = b"".join(b"h" + bytes([i - 1]) + b"\x86q" + bytes([i]) for i in range(1, 100))
+    with pytest.raises(torchpickle.Refused, match="a dict with the key"):
+        torchpickle.load(b"\x80\x02}()q\x00" + levels + b"K\x01u.")
+
+
 def test_hqq_with_encoded_values(formats, tmp_path, files):
     plain = torchfile.read(formats / "hqq_4bit_g64_qmodel.pt")
     wanted = hqq.tensors(plain.entries, plain.values)
