@@ -2,7 +2,10 @@
 // Device code that the kernels of `linear` share.
 #pragma once
 
+#include <type_traits>
+
 #include "backends/cuda/linear.h"
+#include "backends/cuda/mma.cuh"
 #include "backends/cuda/weight_layout.cuh"
 
 namespace bonsai::cuda {
@@ -61,19 +64,42 @@ __device__ __forceinline__ void store_feature(const Part& part, int n, int64_t r
     }
 }
 
-// Four 8x8 matrices of 16-bit elements from shared memory; lane i gives the address of row i % 8 of
-// matrix i / 8.
-__device__ __forceinline__ void load_matrices(uint32_t (&out)[4], uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(address));
+// Calls launch(std::integral_constant<DType, type>) for a type that weights have on the device.
+template <typename Launch> Status for_weight_type(DType dtype, const Launch& launch) {
+    switch (dtype) {
+    case DType::kF32:
+        launch(std::integral_constant<DType, DType::kF32>());
+        break;
+    case DType::kF16:
+        launch(std::integral_constant<DType, DType::kF16>());
+        break;
+    case DType::kBF16:
+        launch(std::integral_constant<DType, DType::kBF16>());
+        break;
+    case DType::kQ8_0:
+        launch(std::integral_constant<DType, DType::kQ8_0>());
+        break;
+    case DType::kQ4_0:
+        launch(std::integral_constant<DType, DType::kQ4_0>());
+        break;
+    case DType::kQ4_1:
+        launch(std::integral_constant<DType, DType::kQ4_1>());
+        break;
+    case DType::kQ1_0:
+        launch(std::integral_constant<DType, DType::kQ1_0>());
+        break;
+    case DType::kPQ2_0:
+        launch(std::integral_constant<DType, DType::kPQ2_0>());
+        break;
+    case DType::kI8:     // no weight
+    case DType::kPTQ1_0: // repacked when loaded
+        return fail(ErrorCode::kUnsupported, "linear: weight is %s, expected its device layout",
+                    dtype_info(dtype).name);
+    }
+    return Status();
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// 16 bytes from global to shared memory, zeros when !valid. Waited for by copies_wait.
+// 16 bytes from global to shared memory, zeros when !valid. Waited for by copy_wait.
 __device__ __forceinline__ void copy16(uint32_t to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
@@ -86,16 +112,4 @@ __device__ __forceinline__ void copy16(uint32_t to, const void* from, bool valid
                  : "memory");
 #endif
 }
-__device__ __forceinline__ void copies_commit() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-// All but the latest kPending groups have arrived.
-template <int kPending> __device__ __forceinline__ void copies_wait() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-#endif
-}
-
 } // namespace bonsai::cuda

@@ -301,36 +301,8 @@ Status linear_exact(const Context& context, const LinearArgs& args, unsigned mas
     if (x.splits > 1)
         BONSAI_TRY(context.scratch->get(
             static_cast<size_t>(x.splits * x.rows * parts.tiles * kTileRows), &x.partial));
-    switch (parts.dtype) {
-    case DType::kF32:
-        launch<DType::kF32>(context, parts, x);
-        break;
-    case DType::kF16:
-        launch<DType::kF16>(context, parts, x);
-        break;
-    case DType::kBF16:
-        launch<DType::kBF16>(context, parts, x);
-        break;
-    case DType::kQ8_0:
-        launch<DType::kQ8_0>(context, parts, x);
-        break;
-    case DType::kQ4_0:
-        launch<DType::kQ4_0>(context, parts, x);
-        break;
-    case DType::kQ4_1:
-        launch<DType::kQ4_1>(context, parts, x);
-        break;
-    case DType::kQ1_0:
-        launch<DType::kQ1_0>(context, parts, x);
-        break;
-    case DType::kPQ2_0:
-        launch<DType::kPQ2_0>(context, parts, x);
-        break;
-    case DType::kI8:     // no weight
-    case DType::kPTQ1_0: // repacked when loaded
-        return fail(ErrorCode::kUnsupported, "linear: weight is %s, expected its device layout",
-                    dtype_info(parts.dtype).name);
-    }
+    BONSAI_TRY(for_weight_type(
+        parts.dtype, [&](auto type) { launch<decltype(type)::value>(context, parts, x); }));
     if (x.splits > 1)
         add_kernel<<<dim3(static_cast<unsigned>(x.rows), static_cast<unsigned>(parts.tiles)),
                      kTileRows, 0, context.stream>>>(parts, x);

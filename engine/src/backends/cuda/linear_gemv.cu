@@ -140,36 +140,8 @@ Status linear_gemv(const Context& context, const LinearArgs& args, unsigned mask
     x.weight_aligned = x.cols % 4 == 0;
     for (int i = 0; i < parts.count; ++i)
         if (reinterpret_cast<uintptr_t>(parts.part[i].weight) % 16 != 0) x.weight_aligned = false;
-    switch (parts.dtype) {
-    case DType::kF32:
-        launch<DType::kF32>(context, parts, x);
-        break;
-    case DType::kF16:
-        launch<DType::kF16>(context, parts, x);
-        break;
-    case DType::kBF16:
-        launch<DType::kBF16>(context, parts, x);
-        break;
-    case DType::kQ8_0:
-        launch<DType::kQ8_0>(context, parts, x);
-        break;
-    case DType::kQ4_0:
-        launch<DType::kQ4_0>(context, parts, x);
-        break;
-    case DType::kQ4_1:
-        launch<DType::kQ4_1>(context, parts, x);
-        break;
-    case DType::kQ1_0:
-        launch<DType::kQ1_0>(context, parts, x);
-        break;
-    case DType::kPQ2_0:
-        launch<DType::kPQ2_0>(context, parts, x);
-        break;
-    case DType::kI8:     // no weight
-    case DType::kPTQ1_0: // repacked when loaded
-        return fail(ErrorCode::kUnsupported, "linear: weight is %s, expected its device layout",
-                    dtype_info(parts.dtype).name);
-    }
+    BONSAI_TRY(for_weight_type(
+        parts.dtype, [&](auto type) { launch<decltype(type)::value>(context, parts, x); }));
     return check_launch("linear_gemv");
 }
 

@@ -18,6 +18,7 @@
 #include <algorithm>
 
 #include "backends/cuda/linear.cuh"
+#include "backends/cuda/tensor_map.h"
 #include "backends/cuda/wgmma_int8.cuh"
 
 namespace bonsai::cuda {
@@ -277,40 +278,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// cuTensorMapEncodeTiled of the driver, found without linking it.
-Status codes_map(const QuantizedRows& x, int tokens, CUtensorMap* map) {
-    using Encode = decltype(&cuTensorMapEncodeTiled);
-    static void* const address = [] {
-        void* found = nullptr;
-        cudaDriverEntryPointQueryResult result;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                             cudaEnableDefault, &result) != cudaSuccess ||
-            result != cudaDriverEntryPointSuccess)
-            found = nullptr;
-        return found;
-    }();
-    if (address == nullptr)
-        return fail(ErrorCode::kUnsupported,
-                    "CUDA: the driver has no cuTensorMapEncodeTiled; a driver for CUDA 12 or later "
-                    "is needed");
-    const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(x.cols), static_cast<cuuint64_t>(x.rows)};
-    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(x.stride)};
-    const cuuint32_t box[2] = {kGroup, static_cast<cuuint32_t>(tokens)}, steps[2] = {1, 1};
-    const CUresult result = reinterpret_cast<Encode>(address)(
-        map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, x.q, sizes, strides, box, steps,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result == CUDA_SUCCESS) return {};
-    return fail(ErrorCode::kInternal, "CUDA: cuTensorMapEncodeTiled answered %d for %lld x %lld",
-                static_cast<int>(result), static_cast<long long>(x.rows),
-                static_cast<long long>(x.cols));
-}
-
 template <DType kType, int kTokens>
 Status launch(const Context& context, const QuantizedRows& x, const Parts& parts) {
     using S = Shape<kType, kTokens>;
     CUtensorMap map;
-    BONSAI_TRY(codes_map(x, kTokens, &map));
+    BONSAI_TRY(make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, x.q, x.rows, x.cols, x.stride,
+                               kTokens, &map));
     Work work;
     work.parts = parts;
     work.scale = x.scale;

@@ -65,16 +65,16 @@ template <DType kType, int kTileTokens> class Tile {
         const int groups = static_cast<int>(x_.cols / kGroup);
         for (int s = 0; s < kStages - 1; ++s) {
             if (s < groups) load_stage(s);
-            copies_commit();
+            copy_commit();
         }
 #pragma unroll
         for (int u = 0; u < kUnits; ++u)
             load_weights(u, u);
         for (int g = 0; g < groups; ++g) {
-            copies_wait<kStages - 2>();
+            copy_wait<kStages - 2>();
             __syncthreads();
             if (g + kStages - 1 < groups) load_stage(g + kStages - 1);
-            copies_commit();
+            copy_commit();
             multiply_stage(g, groups);
         }
     }
