@@ -88,6 +88,8 @@ Status Weights::fill(const Entry& entry, void* device) {
     if (status.ok()) status = check(cudaEventRecord(arrived_, stream), "upload of weights");
     if (status.ok())
         status = check(cudaStreamWaitEvent(memory_.stream(), arrived_, 0), "upload of weights");
+    // What is freed next is freed in the order of the other stream, which now waits for nothing.
+    if (!status.ok()) cudaStreamSynchronize(stream);
     if (entry.there.repack) memory_.release(raw.data, entry.file_bytes);
     return status;
 }
