@@ -126,6 +126,7 @@ def probe(
     out: Path,
     precision: str = "exact",
     threads: int = 2,
+    device: str = "cpu",
     **environment: str,
 ) -> dict[str, np.ndarray]:
     """Run the engine on a case; returns its intermediates by name, read from OUT/NAME.npy."""
@@ -136,6 +137,6 @@ def probe(
     if case.guidance != 1.0:
         command += ["--guidance", str(case.guidance)]
     command += ["--precision", precision, "--noise-dtype", case.noise_dtype]
-    command += ["--threads", str(threads), "--out", out]
+    command += ["--threads", str(threads), "--device", device, "--out", out]
     run_program(command, timeout=600, **environment)
     return read_arrays(out)

@@ -52,13 +52,16 @@ static int failed(const Status& status) {
 
 int main(int argc, char** argv) {
     if (argc < 2 || argc % 2 != 0) {
-        std::fprintf(stderr, "usage: bonsai-probe MODEL [--prompt P] [--width W] [--height H] "
-                             "[--steps N] [--seed S] [--guidance G] [--shift S]\n"
-                             "       [--precision exact|fast] [--noise-dtype f32|f16|bf16] "
-                             "[--timestep-dtype ...] [--threads N] [--max-memory B] [--out DIR]\n");
+        std::fprintf(stderr,
+                     "usage: bonsai-probe MODEL [--prompt P] [--width W] [--height H] "
+                     "[--steps N] [--seed S] [--guidance G] [--shift S]\n"
+                     "       [--precision exact|fast] [--noise-dtype f32|f16|bf16] "
+                     "[--timestep-dtype ...] [--threads N] [--max-memory B] [--device ID] [--out "
+                     "DIR]\n");
         return 2;
     }
     PipelineOptions options;
+    options.device = "cpu"; // whose results are the same wherever the tests run
     options.log = [](const std::string& line) {
         std::fprintf(stderr, "bonsai-probe: %s\n", line.c_str());
     };
@@ -92,6 +95,8 @@ int main(int argc, char** argv) {
             options.backend.threads = std::atoi(value);
         else if (name == "--max-memory")
             options.max_memory = std::strtoull(value, nullptr, 10);
+        else if (name == "--device")
+            options.device = value;
         else if (name == "--out")
             out = value;
         else {
