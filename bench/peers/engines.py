@@ -7,6 +7,7 @@ Linux only: processor time is read from /proc while a program runs.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import select
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HELD_UP = 5.0  # seconds without a look that make the stages of a run worthless
+LOOK_EVERY = 0.2  # seconds
+PROMPT = 1.0  # a line seen within so many seconds ended its stage when it was seen
 STAGES = ("text encoder", "steps", "vae decode", "process")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -25,9 +28,11 @@ class Kind:
     """A program that is not ours."""
 
     arguments: tuple[str, ...]  # {prompt}, {width}, {height}, {steps}, {threads}, {out}
-    # What ends a stage; time before it, since the last such text, belongs to the stage.
+    # What ends a stage; time before it, since the last such text, belongs to the stage. The group
+    # holds the seconds that the stage took, if the program says them.
     ends: tuple[tuple[str, str], ...]
     facts: tuple[str, ...]  # patterns of lines worth repeating: types of weights, instruction sets
+    loads_counted: bool = False  # these seconds have those of the loads before the stage in them
 
 
 KINDS = {
@@ -35,21 +40,25 @@ KINDS = {
         ("-p", "{prompt}", "-W", "{width}", "-H", "{height}", "--steps", "{steps}",
          "--cfg-scale", "1", "-s", "42", "-t", "{threads}", "-o", "{out}", "-v"),
         (
-            (r"loading tensors completed", "load"),
-            (r"get_learned_condition completed", "text encoder"),
-            (r"sampling completed", "steps"),
-            (r"decode_first_stage completed", "vae decode"),
+            (r"loading tensors completed(?:, taking ([\d.]+)s)?[^\n]*\n", "load"),
+            (r"get_learned_condition completed(?:, taking ([\d.]+)s)?[^\n]*\n", "text encoder"),
+            (r"sampling completed(?:, taking ([\d.]+)s)?[^\n]*\n", "steps"),
+            (r"decode_first_stage completed(?:, taking ([\d.]+)s)?[^\n]*\n", "vae decode"),
         ),
         (r"^.*weight type stat:.*$", r"^.*AVX2? = .*$"),
+        loads_counted=True,
     ),
     "flux2.c": Kind(
         ("-p", "{prompt}", "-W", "{width}", "-H", "{height}", "-s", "{steps}", "-S", "42",
          "-o", "{out}", "-v"),
         (
-            (r"Loading (?:VAE|Qwen3 encoder|FLUX\.2 transformer)\.\.\..*?done \(", "load"),
-            (r"Encoding text\.\.\..*?done \(", "text encoder"),
-            (r"Decoding image\.\.\.", "steps"),  # its beginning is the steps' end
-            (r"done \(", "vae decode"),
+            (
+                r"Loading (?:VAE|Qwen3 encoder|FLUX\.2 transformer)\.\.\..*?done \(([\d.]+)s\)",
+                "load",
+            ),
+            (r"Encoding text\.\.\..*?done \(([\d.]+)s\)", "text encoder"),
+            (r"Total denoising: [^\n]*\(([\d.]+) s\)", "steps"),
+            (r"done \(([\d.]+)s\)", "vae decode"),
         ),
         (r"^BLAS:.*$", r"^Generic:.*$"),
     ),
@@ -64,7 +73,8 @@ class Run:
     cpu: dict[str, float] = field(default_factory=dict)
     peak: int = 0  # bytes resident, highest of the process
     facts: list[str] = field(default_factory=list)
-    held: float = 0.0  # longest time that this watcher could not look, seconds
+    unfinished: str = ""  # the stage in which the program was ended for want of time
+    held: float = 0.0  # longest time in which a stage ended and nobody looked or said when, seconds
 
     def add(self, stage: str, wall: float, cpu: float) -> None:
         self.wall[stage] = self.wall.get(stage, 0.0) + wall
@@ -99,47 +109,129 @@ def finish(process: subprocess.Popen, began: float, run: Run) -> None:
     run.peak = usage.ru_maxrss * 1024
 
 
-def pieces(stream, run: Run):
-    """What the program says, as soon as it does; notes when this process was kept from looking."""
-    looked = time.monotonic()
+@dataclass(frozen=True)
+class Look:
+    """A moment at which a program was looked at."""
+
+    time: float
+    cpu: float  # processor seconds that it had used
+
+    def until(self, later: Look, moment: float) -> Look:
+        """What had been seen at a moment from here to `later`, if the program worked evenly."""
+        moment = min(max(moment, self.time), later.time)
+        share = (moment - self.time) / max(later.time - self.time, 1e-9)
+        return Look(moment, self.cpu + share * (later.cpu - self.cpu))
+
+
+@dataclass(frozen=True)
+class End:
+    """A text that ends a stage."""
+
+    stop: int  # where the text ends
+    stage: str
+    said: float | None  # seconds of the stage by the program's own clock
+
+
+def pieces(process: subprocess.Popen, began: float, limit: float):
+    """(what the program says, the look before, the look when it was read), as soon as it does.
+
+    A program that used `limit` processor seconds is ended.
+    """
+    before = Look(began, 0.0)
     while True:
-        ready = select.select([stream], [], [], 1.0)[0]
-        now = time.monotonic()
-        run.held, looked = max(run.held, now - looked), now
+        ready = select.select([process.stdout], [], [], LOOK_EVERY)[0]
+        now = Look(time.monotonic(), cpu_seconds(process.pid))
+        if now.cpu > limit:
+            process.kill()
+            return
         if ready:
-            chunk = stream.read(4096)
+            chunk = process.stdout.read(4096)
             if not chunk:
                 return
-            yield chunk
+            yield chunk.decode("utf-8", "replace"), before, now
+        before = now
 
 
-def next_end(kind: Kind, text: str, start: int) -> tuple[int, int, str] | None:
-    """Where the first text from `start` on that ends a stage begins and ends; the stage."""
+def next_end(kind: Kind, text: str, start: int) -> End | None:
+    """The first text from `start` on that ends a stage."""
     found = [
-        (match.start(), match.end(), stage)
+        (match.start(), match.end(), stage, match)
         for pattern, stage in kind.ends
         if (match := re.compile(pattern, re.S).search(text, start))
     ]
-    return min(found, default=None)
+    if not found:
+        return None
+    _, stop, stage, match = min(found, key=lambda one: one[:2])
+    return End(stop, stage, float(match[1]) if match[1] else None)
 
 
-def run_peer(kind: Kind, command: list[str], log: Path, threads: int) -> Run:
-    """Runs the program once, cutting its time where its output says that a stage is done."""
+class Stages:
+    """Cuts a run where the program says that a stage is done.
+
+    Whoever watches can be held up, so that a line is read long after it was written. Then the
+    program's own seconds say when the stage ended, and the processor time of that moment is taken
+    from the looks before and after it.
+    """
+
+    def __init__(self, kind: Kind, began: float, run: Run) -> None:
+        self.kind, self.run, self.began, self.last = kind, run, began, Look(began, 0.0)
+        self.loads = 0.0  # said since the last stage that is none
+        self.text, self.seen = "", 0
+
+    def hear(self, piece: str, before: Look, now: Look) -> None:
+        self.text += piece
+        while end := next_end(self.kind, self.text, self.seen):
+            self.seen = end.stop
+            self._cut(end, before, now)
+
+    def _cut(self, end: End, before: Look, now: Look) -> None:
+        said, at = end.said, now
+        if end.stage == "load":
+            self.loads += said or 0.0
+        else:
+            if said is not None and self.kind.loads_counted:
+                said = max(said - self.loads, 0.0)
+            self.loads = 0.0
+        if now.time - before.time > PROMPT:
+            if said is None:
+                self.run.held = max(self.run.held, now.time - before.time)
+            else:
+                at = before.until(now, self.last.time + said)
+        self.run.add(end.stage, at.time - self.last.time, at.cpu - self.last.cpu)
+        self.last = at
+
+    def close(self) -> None:
+        """What the whole took beyond the last stage belongs to the one that never ended."""
+        missing = [s for s in STAGES if s not in self.run.wall]
+        self.run.unfinished = missing[0]
+        wall, cpu = self.run.wall["process"], self.run.cpu["process"]
+        self.run.add(missing[0], wall - (self.last.time - self.began), cpu - self.last.cpu)
+
+
+def run_peer(
+    kind: Kind, command: list[str], log: Path, threads: int, limit: float = math.inf
+) -> Run:
+    """Runs the program once, cutting its time where its output says that a stage is done.
+
+    One that used `limit` processor seconds is ended, in a stage that is noted.
+    """
     run, began = Run(), time.monotonic()
     env = os.environ | {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, env=env
     )
-    text, seen, at, cpu = "", 0, began, 0.0
-    for chunk in pieces(process.stdout, run):
-        text += chunk.decode("utf-8", "replace")
-        while end := next_end(kind, text, seen):
-            now, used = time.monotonic(), cpu_seconds(process.pid)
-            run.add(end[2], now - at, used - cpu)
-            at, cpu, seen = now, used, end[1]
+    stages = Stages(kind, began, run)
+    for piece, before, now in pieces(process, began, limit):
+        stages.hear(piece, before, now)
     finish(process, began, run)
+    text = stages.text
     log.write_text(text, encoding="utf-8")
     last = text.strip()[-1000:]
+    for pattern in kind.facts:
+        run.facts += [line.strip() for line in re.findall(pattern, text, re.M)]
+    if process.returncode and run.cpu["process"] > limit and "vae decode" not in run.wall:
+        stages.close()
+        return run
     if process.returncode:
         raise EngineError(f"{command[0]} ended with {process.returncode}; its last words:\n{last}")
     for pattern, stage in kind.ends:
@@ -147,8 +239,6 @@ def run_peer(kind: Kind, command: list[str], log: Path, threads: int) -> Run:
             raise EngineError(
                 f"{command[0]} never said {pattern!r}, the end of {stage}; its last words:\n{last}"
             )
-    for pattern in kind.facts:
-        run.facts += [line.strip() for line in re.findall(pattern, text, re.M)]
     return run
 
 

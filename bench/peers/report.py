@@ -21,6 +21,8 @@ def ratio(value: float, ours: float) -> str:
 
 
 def seconds(value: float) -> str:
+    if value <= 0:
+        return "-"
     return f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
@@ -35,9 +37,13 @@ def stage_table(runs: dict[str, list[Run]], steps: int) -> str:
             own = [median(runs[names[0]], what, stage) for what in ("cpu", "wall")]
             label = f"{steps} step{'s' if steps > 1 else ''}" if stage == "steps" else stage
             peak = max(run.peak for run in runs[name]) / 1e9
+            ended = any(
+                stage in (run.unfinished, "process") for run in runs[name] if run.unfinished
+            )
             out.append(
-                f"| {label} | {name} | {seconds(cpu)} | {ratio(cpu, own[0])} | {seconds(wall)} | "
-                f"{ratio(wall, own[1])} | {f'{peak:.2f}' if stage == 'process' else '-'} |"
+                f"| {label} | {name} | {'> ' * ended}{seconds(cpu)} | {ratio(cpu, own[0])} | "
+                f"{seconds(wall)} | {ratio(wall, own[1])} | "
+                f"{f'{peak:.2f}' if stage == 'process' else '-'} |"
             )
     for name in names:
         held = max(run.held for run in runs[name])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -43,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     a("--steps", type=int, default=1)
     a("--threads", type=int, default=len(os.sched_getaffinity(0)))
     a("--rounds", type=int, default=1)
+    a("--limit", type=float, default=math.inf, metavar="CPU-S", help="end a peer that used so many")
     a("--sgemm", action="store_true", help="numpy's sgemm at the shapes of our packed products")
     a("--shapes", type=int, default=3, help="of these products, the costliest so many")
     a("--json", type=Path, help="write everything measured there")
@@ -116,7 +118,7 @@ def measure(size: str, peers: list, options, logs: Path, products: dict) -> tupl
             full = peer_command(name, command, size, options, logs)
             print(f"round {number + 1}, {size}, {name}: {shlex.join(full)}", file=sys.stderr)
             log = logs / f"{name.replace(' ', '-')}-{size}-{number + 1}.log"
-            run = run_peer(KINDS[name.split()[0]], full, log, options.threads)
+            run = run_peer(KINDS[name.split()[0]], full, log, options.threads, options.limit)
             runs.setdefault(name, []).append(run)
         if options.sgemm:
             library = compare_products(rows, options, products)

@@ -34,6 +34,7 @@ FLUX = (
     "Loading VAE... done (0.1s)",
     "Encoding text...\r verbose\n done (1.0s)",
     "Step 1/1 ddF",
+    "  Total denoising: 10.0 ms (0.01 s)",
     "Decoding image...",
     " done (2.0s)",
 )
@@ -69,7 +70,7 @@ def run(converted):
 
 
 def test_stages(run, tmp_path):
-    sd, flux = fake(tmp_path / "sd", SD, 3), fake(tmp_path / "flux", FLUX, 4)
+    sd, flux = fake(tmp_path / "sd", SD, 3), fake(tmp_path / "flux", FLUX, 5)
     out, plot = tmp_path / "all.json", tmp_path / "plot.png"
     done = run(
         "--peer", "sd.cpp one", sd, "--peer", "flux2.c two", flux, "--sgemm", "--rounds", "2",
@@ -117,6 +118,41 @@ def test_held_up(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert ("held up for 7 s" in done.stdout) == said
+
+
+def test_late_lines():
+    """Read 100 s late: the program's own seconds cut its time, and what it did not say is held."""
+    sys.path.insert(0, str(PEERS))
+    import engines
+
+    def cut(*lines: str) -> engines.Run:
+        run = engines.Run()
+        stages = engines.Stages(engines.KINDS["sd.cpp"], 0.0, run)
+        stages.hear("loading tensors completed, taking 2.0s\n", *looks(2.0, 2.5, 2.6))
+        stages.hear("".join(line + "\n" for line in lines), *looks(4.0, 104.0, 204.0))
+        return run
+
+    def looks(before: float, now: float, cpu: float) -> tuple:
+        return engines.Look(before, 4.0 if before > 3 else 2.0), engines.Look(now, cpu)
+
+    # From 4 to 104 s two threads worked: 2 processor seconds a second.
+    said = cut("get_learned_condition completed, taking 12.0s", "sampling completed, taking 50.0s")
+    assert said.held == 0
+    assert said.wall == pytest.approx({"load": 2.5, "text encoder": 10.0, "steps": 50.0})
+    assert said.cpu["text encoder"] == pytest.approx(4.0 + 2 * 8.5 - 2.6)
+    assert said.cpu["steps"] == pytest.approx(100.0)
+    silent = cut("get_learned_condition completed")
+    assert silent.held == pytest.approx(100.0)
+
+
+def test_limit(run, tmp_path):
+    """A peer that takes too long is ended, and what it took by then is a lower bound."""
+    out = tmp_path / "all.json"
+    done = run("--peer", "sd.cpp", fake(tmp_path / "sd", SD, 3), "--limit", "0.2", "--json", out)
+    assert done.returncode == 0, done.stderr
+    (one,) = json.loads(out.read_text())["runs"]["32x32"]["sd.cpp"]
+    assert one["unfinished"] == "steps" and 0.05 < one["cpu"]["steps"] <= one["cpu"]["process"]
+    assert "vae decode" not in one["cpu"] and "| 1 step | sd.cpp | > 0." in done.stdout
 
 
 @pytest.mark.parametrize(
