@@ -17,8 +17,15 @@ constexpr uintptr_t kPlanningBase = kAlignment; // any address but null, which w
 } // namespace
 
 Status Arena::create(Backend& backend, size_t bytes, std::unique_ptr<Arena>* out) {
+    std::unique_ptr<Buffer> buffer;
+    BONSAI_TRY(backend.allocate(std::max(bytes, kAlignment), &buffer));
+    return create(backend, std::move(buffer), out);
+}
+
+Status Arena::create(Backend& backend, std::shared_ptr<Buffer> buffer,
+                     std::unique_ptr<Arena>* out) {
     std::unique_ptr<Arena> arena(new Arena);
-    BONSAI_TRY(backend.allocate(std::max(bytes, kAlignment), &arena->buffer_));
+    arena->buffer_ = std::move(buffer);
     arena->backend_ = &backend;
     *out = std::move(arena);
     return Status();

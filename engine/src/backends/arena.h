@@ -18,8 +18,10 @@ class Arena {
     ~Arena();          // the stage has ended: what the backend's ops kept goes, too
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
-    // One buffer of `bytes` on the backend, which must outlive the arena.
+    // In a buffer of `bytes` on the backend, which must outlive the arena, or in one that is there.
     static Status create(Backend& backend, size_t bytes, std::unique_ptr<Arena>* out);
+    static Status create(Backend& backend, std::shared_ptr<Buffer> buffer,
+                         std::unique_ptr<Arena>* out);
 
     // A matrix of F32, F16 or I8, not initialised; first fit.
     Status allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out);
@@ -30,6 +32,7 @@ class Arena {
     void release(Tensor* tensor);
 
     size_t peak() const { return peak_; }
+    const void* memory() const { return buffer_ ? buffer_->data() : nullptr; }
     // Hands out addresses only: what would be written there need not be computed.
     bool planning() const { return buffer_ == nullptr; }
 
@@ -41,7 +44,7 @@ class Arena {
     uintptr_t base() const;
 
     Backend* backend_ = nullptr;
-    std::unique_ptr<Buffer> buffer_;
+    std::shared_ptr<Buffer> buffer_;
     std::vector<Block> used_; // in address order
     size_t peak_ = 0;
 };

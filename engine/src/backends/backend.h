@@ -67,6 +67,9 @@ class Backend {
     virtual uint64_t memory_used() const { return 0; }
 
     // -- memory --
+    // Whether memory is better kept from one picture to the next than given back in between: on
+    // devices that have their own.
+    virtual bool keeps_memory() const { return false; }
     virtual Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) = 0;
     // Makes a weight of the mapped model file usable by ops, which take it as `*out`, for as long
     // as `*owner` lives. On the CPU that is the mapping itself and `*owner` stays empty; devices
@@ -75,6 +78,8 @@ class Backend {
     // The weight will not be used for a while: its memory may go until the next use, now or when
     // there is need of it.
     virtual void evict_weight(const Tensor& weight) { (void)weight; }
+    // The same, but it goes now: what was computed with it is kept.
+    virtual void drop_weight(const Tensor& weight) { evict_weight(weight); }
     // From contiguous host rows of to.cols elements, which the caller may change once this returns.
     virtual Status write(const Tensor& to, const void* host) = 0;
     virtual Status read(const Tensor& from, void* host) = 0; // waits for the queue first

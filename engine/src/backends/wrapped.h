@@ -16,6 +16,7 @@ class WrappedBackend : public Backend {
     const DeviceInfo& device() const override { return inner_->device(); }
     uint64_t memory_free() const override { return inner_->memory_free(); }
     uint64_t memory_used() const override { return inner_->memory_used(); }
+    bool keeps_memory() const override { return inner_->keeps_memory(); }
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
         return inner_->allocate(bytes, out);
     }
@@ -23,6 +24,7 @@ class WrappedBackend : public Backend {
         return inner_->load_weight(host, owner, out);
     }
     void evict_weight(const Tensor& weight) override { inner_->evict_weight(weight); }
+    void drop_weight(const Tensor& weight) override { inner_->drop_weight(weight); }
     Status write(const Tensor& to, const void* host) override { return inner_->write(to, host); }
     Status read(const Tensor& from, void* host) override { return inner_->read(from, host); }
     Status copy(const Tensor& from, const Tensor& to) override { return inner_->copy(from, to); }

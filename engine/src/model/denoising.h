@@ -5,15 +5,32 @@
 
 namespace bonsai {
 
+// State of the steps. Devices keep it for the next picture: one of the same size and schedule finds
+// its tables, its prompts' contexts if they are the same, and the recorded ops.
 struct Pipeline::Denoising {
+    // What it was made for: size in tokens, the steps' timesteps.
+    int64_t height = 0, width = 0;
+    std::vector<float> timesteps;
+
+    std::unique_ptr<Arena> arena; // of the tensors that follow
     Tensor latents, velocity;     // [N, channels]
     std::vector<Tensor> contexts; // [T, C]: the prompt's, then with guidance the empty prompt's
+    std::vector<std::shared_ptr<const Prompt>> prompts; // whose contexts these are
     TransformerTables tables;
-    // The ops of an evaluation, one for each context, on devices that can run them again.
+
+    // The ops of an evaluation, one for each context, on devices that can run them again, and the
+    // memory of the activations they work in.
     std::vector<std::unique_ptr<Capture>> recorded;
+    const void* activations = nullptr;
     bool unrecordable = false;
+
     std::vector<float> state,
         change; // latents and velocity on the host, where the Euler steps are taken
+
+    bool serves(const Request& request, const std::vector<float>& steps, size_t passes) const {
+        return height == request.height / kSizeMultiple && width == request.width / kSizeMultiple &&
+               timesteps == steps && contexts.size() == passes;
+    }
 };
 
 } // namespace bonsai

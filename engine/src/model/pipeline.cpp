@@ -186,7 +186,7 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
     StagePlan plan;
     BONSAI_TRY(plan_text(&plan));
     std::unique_ptr<Arena> arena;
-    BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
+    BONSAI_TRY(borrow_arena(plan.arena, &arena));
     monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
     const auto& probe = monitor.request.probe;
     const Run run{
@@ -296,24 +296,22 @@ Status Pipeline::load_embeds(const std::string& path, std::string* text) {
     return Status();
 }
 
-// One picture of encoded_ and request.seed.
-Status Pipeline::draw(const Request& request, Monitor& monitor, Picture* picture) {
+// One picture of encoded_ and a start noise.
+Status Pipeline::draw(const Request& request, std::vector<float> noise, Monitor& monitor,
+                      Picture* picture) {
     const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
-    picture->seed = request.seed + static_cast<uint64_t>(monitor.image);
     picture->width = request.width;
     picture->height = request.height;
     std::vector<float> latents;
     monitor.enter(BONSAI_STAGE_DENOISE);
-    BONSAI_TRY(denoise(request, picture->seed, monitor, &latents));
+    BONSAI_TRY(denoise(request, std::move(noise), monitor, &latents));
     monitor.leave();
     if (monitor.image + 1 == request.images) evict(transformer_.weights());
     bool tiled = false;
     monitor.enter(BONSAI_STAGE_VAE);
     BONSAI_TRY(decode(latents, height, width, monitor, &tiled, &picture->rgb));
     monitor.leave();
-    picture->metadata =
-        metadata(request, picture->seed,
-                 sigma_schedule(config_.schedule, height * width, request.steps, request.shift));
+    picture->metadata = metadata(request, picture->seed, schedule(request));
     picture->stats = monitor.stats();
     picture->stats.prompt_tokens = encoded_[0]->tokens;
     picture->stats.prompt_truncated = encoded_[0]->truncated;
@@ -323,12 +321,16 @@ Status Pipeline::draw(const Request& request, Monitor& monitor, Picture* picture
 
 Status Pipeline::draw_all(const Request& request, std::vector<Picture>* out) {
     Monitor monitor(cancelled_, file_->file(), *backend_, request);
+    std::future<std::vector<float>> noise = begin_noise(request, request.seed);
     monitor.enter(BONSAI_STAGE_TEXT_ENCODER);
     BONSAI_TRY(encode_all(request, monitor));
     monitor.leave();
     std::vector<Picture> pictures(static_cast<size_t>(request.images));
-    for (Picture& picture : pictures) {
-        BONSAI_TRY(draw(request, monitor, &picture));
+    for (size_t i = 0; i < pictures.size(); ++i) {
+        pictures[i].seed = request.seed + i;
+        std::vector<float> tokens = noise.get();
+        if (i + 1 < pictures.size()) noise = begin_noise(request, request.seed + i + 1);
+        BONSAI_TRY(draw(request, std::move(tokens), monitor, &pictures[i]));
         monitor.next_image();
     }
     *out = std::move(pictures);
@@ -339,179 +341,13 @@ Status Pipeline::generate(const Request& asked, std::vector<Picture>* out) {
     Request request = asked;
     BONSAI_TRY(resolve(&request));
     BONSAI_TRY(check_memory(request));
+    BONSAI_TRY(reserve(request));
     const Eviction after{*this,
                          {&text_encoder_.weights(), &transformer_.weights(), &vae_.weights()}};
     const Status status = draw_all(request, out);
     if (status.code() == ErrorCode::kCancelled) return status;
     const Status file = file_->file().check(); // the cause of all other failures, if it fails
     return file.ok() ? status : file;
-}
-
-// Everything before the first step; also run with a planning arena.
-Status Pipeline::start_denoising(const Run& run, const Request& request,
-                                 const std::vector<const float*>& prompts, Denoising* d) const {
-    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
-    const int64_t channels = config_.transformer.channels, text = config_.text.max_tokens;
-    BONSAI_TRY(run.arena.allocate(height * width, channels, &d->latents));
-    BONSAI_TRY(run.arena.allocate(height * width, channels, &d->velocity));
-    d->contexts.resize(prompts.size());
-    for (Tensor& context : d->contexts)
-        BONSAI_TRY(run.arena.allocate(text, config_.transformer.width(), &context));
-    for (size_t i = 0; i < prompts.size(); ++i) {
-        Tensor rows;
-        BONSAI_TRY(run.arena.allocate(text, config_.text.prompt_width(), &rows));
-        BONSAI_TRY(run.backend.write(rows, prompts[i]));
-        BONSAI_TRY(transformer_.embed_context(run, rows, d->contexts[i]));
-        run.arena.release(&rows);
-    }
-    const std::vector<float> sigmas =
-        sigma_schedule(config_.schedule, height * width, request.steps, request.shift);
-    std::vector<float> timesteps;
-    for (int64_t k = 0; k < request.steps; ++k)
-        timesteps.push_back(network_timestep(sigmas[static_cast<size_t>(k)],
-                                             config_.schedule.train_steps, request.timestep_dtype));
-    return transformer_.prepare(run, timesteps, text, height, width, &d->tables);
-}
-
-// One evaluation into d->velocity. The first brings weights to the device and finds out how much
-// scratch memory ops take; the second is recorded where the device can do that, and run again
-// afterwards: all steps are alike.
-Status Pipeline::run_transformer(const Run& run, size_t context, bool first, Denoising* d) const {
-    Backend& backend = run.backend;
-    d->recorded.resize(d->contexts.size());
-    std::unique_ptr<Capture>& recorded = d->recorded[context];
-    if (recorded) {
-        const Status status = backend.replay(*recorded);
-        if (status.code() != ErrorCode::kUnsupported)
-            return status.ok() ? run.progress(1.0) : status;
-        recorded.reset(); // memory has moved
-    }
-    const auto evaluate = [&] {
-        return transformer_.evaluate(run, d->tables, d->latents, d->contexts[context], d->velocity);
-    };
-    if (first || run.streamed || run.probe || d->unrecordable || !backend.begin_capture().ok())
-        return evaluate();
-    const Status status = evaluate();
-    const Status ended = backend.end_capture(&recorded);
-    if (status.code() == ErrorCode::kCancelled) return status;
-    if (status.ok() && ended.ok()) return Status();
-    d->unrecordable = true; // recording is a gain in time only
-    recorded.reset();
-    return evaluate();
-}
-
-// Velocity of the present state, guidance applied, into d->change.
-Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
-                          Denoising* d) const {
-    BONSAI_TRY(transformer_.begin_step(run, d->tables, step));
-    BONSAI_TRY(run.backend.write(d->latents, d->state.data()));
-    BONSAI_TRY(run_transformer(run, 0, step == 0, d));
-    BONSAI_TRY(run.backend.read(d->velocity, d->change.data()));
-    if (d->contexts.size() > 1) {
-        Run quiet = run;
-        quiet.probe = nullptr; // probes see the conditional pass
-        BONSAI_TRY(run_transformer(quiet, 1, step == 0, d));
-        std::vector<float> unconditional(d->change.size());
-        BONSAI_TRY(run.backend.read(d->velocity, unconditional.data()));
-        for (size_t i = 0; i < d->change.size(); ++i)
-            d->change[i] = unconditional[i] + request.guidance * (d->change[i] - unconditional[i]);
-    }
-    return Status();
-}
-
-Status Pipeline::denoise(const Request& request, uint64_t seed, Monitor& monitor,
-                         std::vector<float>* latents) {
-    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
-    StagePlan plan;
-    BONSAI_TRY(plan_denoise(request, &plan));
-    std::unique_ptr<Arena> arena;
-    BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
-    monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
-    monitor.step = 0;
-    const double passes = static_cast<double>(encoded_.size());
-    double pass = 0, last = 0; // a fraction that falls marks the next pass of a guided step
-    Run run{*backend_, *arena,
-            [&](double fraction) {
-                pass += fraction < last ? 1 : 0;
-                last = fraction;
-                return monitor.tick(
-                    (static_cast<double>(monitor.step) + (pass + fraction) / passes) /
-                    static_cast<double>(request.steps));
-            },
-            nullptr, streams(transformer_.weights(), plan.total())};
-    const auto show = [&](const std::string& name, const Tensor& value) {
-        return request.probe(name, value, *backend_);
-    };
-    if (request.probe && monitor.image == 0) run.probe = show;
-
-    std::vector<const float*> rows;
-    for (const auto& prompt : encoded_)
-        rows.push_back(prompt->rows.data());
-    Denoising d;
-    BONSAI_TRY(monitor.tick(0));
-    BONSAI_TRY(start_denoising(run, request, rows, &d));
-    d.state.resize(static_cast<size_t>(height * width * config_.transformer.channels));
-    d.change.resize(d.state.size());
-    noise_tokens(seed, config_.transformer.channels, height, width, request.noise_dtype,
-                 d.state.data());
-    BONSAI_TRY(run.show("noise",
-                        f32_matrix(d.state.data(), height * width, config_.transformer.channels)));
-
-    const std::vector<float> sigmas =
-        sigma_schedule(config_.schedule, height * width, request.steps, request.shift);
-    for (int64_t k = 0; k < request.steps; ++k) {
-        pass = last = 0;
-        BONSAI_TRY(evaluate(run, request, k, &d));
-        run.probe = nullptr; // blocks are shown for the first step only
-        const float dt = sigmas[static_cast<size_t>(k + 1)] - sigmas[static_cast<size_t>(k)];
-        for (size_t i = 0; i < d.state.size(); ++i)
-            d.state[i] += dt * d.change[i];
-        monitor.step = k + 1;
-        BONSAI_TRY(check_numbers(d.state, BONSAI_STAGE_DENOISE,
-                                 format("at step %lld of %lld", static_cast<long long>(k + 1),
-                                        static_cast<long long>(request.steps))));
-        BONSAI_TRY(monitor.tick(static_cast<double>(k + 1) / static_cast<double>(request.steps)));
-        if (request.probe && monitor.image == 0) {
-            const int64_t tokens = height * width, channels = config_.transformer.channels;
-            BONSAI_TRY(show("velocity_" + std::to_string(k),
-                            f32_matrix(d.change.data(), tokens, channels)));
-            BONSAI_TRY(
-                show("latents_" + std::to_string(k), f32_matrix(d.state.data(), tokens, channels)));
-        }
-        BONSAI_TRY(report_step(request, k, sigmas, d, monitor));
-    }
-    *latents = std::move(d.state);
-    return Status();
-}
-
-Status Pipeline::report_step(const Request& request, int64_t step, const std::vector<float>& sigmas,
-                             const Denoising& d, Monitor& monitor) {
-    if (!request.on_step) return Status();
-    bonsai_step info{};
-    info.struct_size = sizeof info;
-    info.image = static_cast<int32_t>(monitor.image);
-    info.step = static_cast<int32_t>(step + 1);
-    info.steps = static_cast<int32_t>(request.steps);
-    info.latent_height = static_cast<int32_t>(request.height / kSizeMultiple);
-    info.latent_width = static_cast<int32_t>(request.width / kSizeMultiple);
-    info.latent_channels = static_cast<int32_t>(config_.transformer.channels);
-    info.width = static_cast<int32_t>(request.width);
-    info.height = static_cast<int32_t>(request.height);
-    info.sigma = sigmas[static_cast<size_t>(step + 1)];
-    info.latents = d.state.data();
-    std::vector<uint8_t> rgb;
-    if (request.preview_every > 0 && (step + 1) % request.preview_every == 0) {
-        std::vector<float> predicted = d.state; // where a straight line to noise level 0 would end
-        for (size_t i = 0; i < predicted.size(); ++i)
-            predicted[i] -= info.sigma * d.change[i];
-        bool tiled = false;
-        monitor.preview = true;
-        BONSAI_TRY(decode(predicted, info.latent_height, info.latent_width, monitor, &tiled, &rgb));
-        monitor.preview = false;
-        info.rgb = rgb.data();
-    }
-    return request.on_step(info) ? Status()
-                                 : fail(ErrorCode::kCancelled, "stopped by the step callback");
 }
 
 } // namespace bonsai

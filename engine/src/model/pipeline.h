@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pipeline: prompt in, picture out. The stages, in order: tokenizer -> text encoder -> transformer,
 // once a step -> VAE decoder. Each stage has an arena of its own, sized before it starts, and gives
-// its memory back when it ends.
+// its memory back when it ends; on a device that has memory for all, one buffer serves the arenas
+// of all stages and pictures.
 #pragma once
 
 #include <atomic>
+#include <future>
 #include <memory>
 
 #include "bonsai.h"
@@ -57,6 +59,8 @@ class Pipeline {
     static Status open(std::unique_ptr<GgufFile> file, std::unique_ptr<Backend> backend,
                        const PipelineOptions& options, std::unique_ptr<Pipeline>* out);
 
+    ~Pipeline();
+
     Status generate(const Request& request, std::vector<Picture>* out);
     // Real token ids, template included.
     Status tokenize(const std::string& prompt, std::vector<int32_t>* ids) const;
@@ -85,11 +89,12 @@ class Pipeline {
     struct StagePlan {
         size_t arena = 0;
         uint64_t scratch = 0;
-        uint64_t total() const { return arena + scratch; }
+        size_t kept = 0; // in an arena that outlives the stage
+        uint64_t total() const { return arena + scratch + kept; }
     };
     // Where a stage stands, for progress and memory statistics.
     struct Monitor;
-    // State of one picture between steps.
+    // State between steps.
     struct Denoising;
     struct Eviction;
 
@@ -105,13 +110,23 @@ class Pipeline {
     void remember(const std::shared_ptr<const Prompt>& prompt);
     EmbedsShape embeds_shape() const;
     Status draw_all(const Request& request, std::vector<Picture>* out);
-    Status draw(const Request& request, Monitor& monitor, Picture* picture);
-    Status denoise(const Request& request, uint64_t seed, Monitor& monitor,
+    Status draw(const Request& request, std::vector<float> noise, Monitor& monitor,
+                Picture* picture);
+    std::vector<float> schedule(const Request& request) const;
+    std::vector<float> timesteps(const Request& request) const;
+    std::future<std::vector<float>> begin_noise(const Request& request, uint64_t seed) const;
+    Status denoise(const Request& request, std::vector<float> noise, Monitor& monitor,
                    std::vector<float>* latents);
-    Status start_denoising(const Run& run, const Request& request,
-                           const std::vector<const float*>& prompts, Denoising* d) const;
+    Status open_denoising(const Run& run, const Request& request, size_t bytes,
+                          std::unique_ptr<Denoising>* d) const;
+    Status prepare_denoising(const Run& run, const Request& request, size_t passes,
+                             Denoising* d) const;
+    Status embed_prompts(const Run& run, const std::vector<std::shared_ptr<const Prompt>>& prompts,
+                         Denoising* d) const;
     Status run_transformer(const Run& run, size_t context, bool first, Denoising* d) const;
     Status evaluate(const Run& run, const Request& request, int64_t step, Denoising* d) const;
+    Status take_step(const Run& run, const Request& request, int64_t step, Monitor& monitor,
+                     Denoising* d);
     Status report_step(const Request& request, int64_t step, const std::vector<float>& sigmas,
                        const Denoising& d, Monitor& monitor);
     Status decode(const std::vector<float>& latents, int64_t height, int64_t width,
@@ -130,6 +145,9 @@ class Pipeline {
     Status plan_picture(int64_t height, int64_t width, int64_t tile, uint64_t* bytes) const;
     int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
     Status plan_request(const Request& request, bonsai_memory_plan* plan) const;
+    Status plan_workspace(const Request& request, size_t* bytes) const;
+    Status reserve(const Request& request);
+    Status borrow_arena(size_t bytes, std::unique_ptr<Arena>* out) const;
     Status check_memory(const Request& request) const;
     Status check_text_memory() const;
     Status check_limit(const std::string& what, const char* instead, uint64_t activations,
@@ -152,6 +170,8 @@ class Pipeline {
     TextEncoder text_encoder_;
     Transformer transformer_;
     VaeDecoder vae_;
+    std::shared_ptr<Buffer> workspace_; // of the arenas, where it is kept
+    std::unique_ptr<Denoising> kept_;   // of the last picture, likewise
     std::atomic<bool> cancelled_{false};
 };
 

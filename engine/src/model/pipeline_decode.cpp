@@ -72,7 +72,7 @@ Status Pipeline::decode_tiles(const std::vector<float>& latents, int64_t height,
     StagePlan plan;
     BONSAI_TRY(plan_decode(tile_h, tile_w, &plan));
     std::unique_ptr<Arena> arena;
-    BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
+    BONSAI_TRY(borrow_arena(plan.arena, &arena));
     monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
     const double count = static_cast<double>(tops.size() * lefts.size());
     double done = 0;
@@ -117,7 +117,7 @@ Status Pipeline::decode(const std::vector<float>& latents, int64_t height, int64
         StagePlan plan;
         BONSAI_TRY(plan_decode(height, width, &plan));
         std::unique_ptr<Arena> arena;
-        BONSAI_TRY(Arena::create(*backend_, plan.arena, &arena));
+        BONSAI_TRY(borrow_arena(plan.arena, &arena));
         monitor.arena = std::max<uint64_t>(monitor.arena, plan.arena);
         Run run{*backend_, *arena, [&](double fraction) { return monitor.tick(fraction); },
                 nullptr};

@@ -15,7 +15,7 @@ Status Pipeline::plan_text(StagePlan* plan) const {
     Tensor rows;
     BONSAI_TRY(arena.allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
     BONSAI_TRY(text_encoder_.encode(run, ids.data(), config_.text.max_tokens, rows));
-    *plan = {arena.peak(), backend.scratch()};
+    *plan = {arena.peak(), backend.scratch(), 0};
     return Status();
 }
 
@@ -23,12 +23,12 @@ Status Pipeline::plan_denoise(const Request& request, StagePlan* plan) const {
     PlanBackend backend(*backend_);
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
-    const std::vector<float> prompt; // never read: writes to a plan go nowhere
-    const std::vector<const float*> prompts(request.guidance > 1 ? 2 : 1, prompt.data());
     Denoising d;
-    BONSAI_TRY(start_denoising(run, request, prompts, &d));
+    d.arena = std::make_unique<Arena>();
+    BONSAI_TRY(prepare_denoising(run, request, request.guidance > 1 ? 2 : 1, &d));
+    BONSAI_TRY(embed_prompts(run, {}, &d));
     BONSAI_TRY(evaluate(run, request, 0, &d));
-    *plan = {arena.peak(), backend.scratch()};
+    *plan = {arena.peak(), backend.scratch(), d.arena->peak()};
     return Status();
 }
 
@@ -40,8 +40,43 @@ Status Pipeline::plan_decode(int64_t height, int64_t width, StagePlan* plan) con
     BONSAI_TRY(arena.allocate(4 * height * width, config_.vae.latent_channels, &latents));
     BONSAI_TRY(arena.allocate(height * width * kSizeMultiple * kSizeMultiple, 3, &pixels));
     BONSAI_TRY(vae_.decode(run, latents, 2 * height, 2 * width, pixels));
-    *plan = {arena.peak(), backend.scratch()};
+    *plan = {arena.peak(), backend.scratch(), 0};
     return Status();
+}
+
+// What the largest arena of a picture's stages takes.
+Status Pipeline::plan_workspace(const Request& request, size_t* bytes) const {
+    const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
+    StagePlan text, steps, decode;
+    BONSAI_TRY(plan_text(&text));
+    BONSAI_TRY(plan_denoise(request, &steps));
+    BONSAI_TRY(plan_decode(height, width, &decode));
+    *bytes = std::max({text.arena, steps.arena, decode.arena});
+    return Status();
+}
+
+// Makes the buffer that the arenas of all stages and pictures share, if the device has room for
+// that and all weights. Without it, and for what does not fit into it, arenas have their own.
+Status Pipeline::reserve(const Request& request) {
+    if (!backend_->keeps_memory()) return Status();
+    size_t bytes = 0;
+    BONSAI_TRY(plan_workspace(request, &bytes));
+    if (workspace_ && workspace_->size() == bytes) return Status();
+    workspace_.reset();
+    const uint64_t weights =
+        text_encoder_.weights().bytes + transformer_.weights().bytes + vae_.weights().bytes;
+    if (weights + bytes > memory_limit()) return Status();
+    std::unique_ptr<Buffer> buffer;
+    BONSAI_TRY(backend_->allocate(bytes, &buffer));
+    workspace_ = std::move(buffer);
+    return Status();
+}
+
+// An arena in the common buffer if it is free and large enough; a preview finds it in use.
+Status Pipeline::borrow_arena(size_t bytes, std::unique_ptr<Arena>* out) const {
+    if (workspace_ && workspace_.use_count() == 1 && workspace_->size() >= bytes)
+        return Arena::create(*backend_, workspace_, out);
+    return Arena::create(*backend_, bytes, out);
 }
 
 uint64_t Pipeline::memory_limit() const {

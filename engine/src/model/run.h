@@ -27,6 +27,10 @@ struct Run {
         for (const Tensor& weight : weights)
             backend.evict_weight(weight);
     }
+    void drop(std::initializer_list<Tensor> weights) const {
+        for (const Tensor& weight : weights)
+            backend.drop_weight(weight);
+    }
     Status show(const std::string& name, const Tensor& value) const {
         return probe ? probe(name, value) : Status();
     }

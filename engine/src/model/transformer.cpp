@@ -135,7 +135,7 @@ Status Transformer::load_single(const std::string& name, WeightLoader& loader, S
 Status Transformer::embed_context(const Run& run, const Tensor& prompt,
                                   const Tensor& context) const {
     BONSAI_TRY(run.backend.linear(exact_linear(prompt, context_embedder_, context)));
-    run.done_with({context_embedder_});
+    run.streamed ? run.drop({context_embedder_}) : run.done_with({context_embedder_});
     return Status();
 }
 
@@ -234,7 +234,7 @@ Status Transformer::prepare(const Run& run, const std::vector<float>& timesteps,
     BONSAI_TRY(run.show("s0_mod_single", out->all.single.slice_rows(0, 1)));
     for (Tensor* t : {&time, &hidden, &embedding})
         arena.release(t);
-    run.done_with({time_in_, time_out_, mod_image_, mod_text_, mod_single_, mod_out_});
+    run.drop({time_in_, time_out_, mod_image_, mod_text_, mod_single_, mod_out_});
     return Status();
 }
 

@@ -114,6 +114,15 @@ void CudaBackend::evict_weight(const Tensor& weight) {
     weights_->mark_idle(weight.data);
 }
 
+void CudaBackend::drop_weight(const Tensor& weight) {
+    weights_->drop_now(weight.data);
+}
+
+// Scratch memory stays: the next picture wants it again.
+void CudaBackend::release_scratch() {
+    weights_->next_stage();
+}
+
 Status CudaBackend::write(const Tensor& to, const void* host) {
     const DeviceScope scope(memory_->device());
     return staging_->upload(to.data, row_bytes(to.dtype, to.stride), host,

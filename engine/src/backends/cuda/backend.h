@@ -18,9 +18,12 @@ class CudaBackend final : public Backend {
     const DeviceInfo& device() const override { return device_; }
     uint64_t memory_free() const override;
     uint64_t memory_used() const override;
+    bool keeps_memory() const override { return true; }
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override;
     Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override;
     void evict_weight(const Tensor& weight) override;
+    void drop_weight(const Tensor& weight) override;
+    void release_scratch() override;
     Status write(const Tensor& to, const void* host) override;
     Status read(const Tensor& from, void* host) override;
     Status copy(const Tensor& from, const Tensor& to) override;

@@ -51,6 +51,7 @@ Status Weights::locate(Tensor* weight) {
                     memory_.device(), kSlabRows);
     if (!entry.device) BONSAI_TRY(load(&entry));
     entry.idle_since = 0;
+    entry.stage = stage_;
     weight->dtype = entry.there.dtype;
     weight->data =
         static_cast<uint8_t*>(entry.device) + first * row_bytes(entry.there.dtype, entry.host.cols);
@@ -109,16 +110,23 @@ void Weights::mark_idle(const void* host) {
     if (entry.device && entry.idle_since == 0) entry.idle_since = ++clock_;
 }
 
+void Weights::drop_now(const void* host) {
+    const auto found = find(host);
+    if (found != entries_.end()) free(&entries_.find(found->first)->second);
+}
+
 uint64_t Weights::drop(uint64_t bytes) {
+    const auto sooner = [](const Entry& a, const Entry& b) {
+        return a.stage != b.stage ? a.stage < b.stage : a.idle_since > b.idle_since;
+    };
     uint64_t given = 0;
     while (given < bytes) {
-        Entry* oldest = nullptr;
+        Entry* next = nullptr;
         for (auto& [host, entry] : entries_)
-            if (entry.idle_since > 0 && (!oldest || entry.idle_since < oldest->idle_since))
-                oldest = &entry;
-        if (!oldest) break;
-        given += oldest->there.bytes;
-        free(oldest);
+            if (entry.idle_since > 0 && (!next || sooner(entry, *next))) next = &entry;
+        if (!next) break;
+        given += next->there.bytes;
+        free(next);
     }
     return given;
 }

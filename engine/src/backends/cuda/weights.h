@@ -27,8 +27,12 @@ class Weights {
     // (weight_layout.h). Other tensors stay. The memory's stream waits for the upload.
     Status locate(Tensor* weight);
     void mark_idle(const void* host);
-    // Frees idle matrices, the longest idle first; returns the bytes freed.
+    void drop_now(const void* host);
+    // Frees idle matrices; returns the bytes freed. First those that the present stage has not
+    // used: their turn comes with the next picture. Of a stage that does not fit and goes through
+    // its matrices again and again, the one used last has the longest time to wait.
     uint64_t drop(uint64_t bytes);
+    void next_stage() { ++stage_; }
 
     void freeze(bool frozen) { frozen_ = frozen; }
     // Changes whenever a matrix has left the device.
@@ -42,6 +46,7 @@ class Weights {
         int users = 0;
         void* device = nullptr;
         uint64_t idle_since = 0; // 0: in use
+        uint64_t stage = 0;      // of the last use
     };
     using Entries = std::map<const uint8_t*, Entry>;
     Entries::const_iterator find(const void* address) const;
@@ -52,7 +57,7 @@ class Weights {
     Memory& memory_;
     Staging& staging_;
     Entries entries_; // by address in the file
-    uint64_t clock_ = 0, generation_ = 0;
+    uint64_t clock_ = 0, stage_ = 0, generation_ = 0;
     cudaEvent_t arrived_ = nullptr;
     bool frozen_ = false;
 };

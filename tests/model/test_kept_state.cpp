@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a device keeps between pictures (tables, contexts, recorded ops, one buffer for all stages)
+// changes no picture. The device here is the processor that claims to be one: it keeps its memory
+// and records ops to run them again.
+#include <functional>
+
+#include "backends/wrapped.h"
+#include "core/gguf.h"
+#include "model/pipeline.h"
+#include "support/tiny_model.h"
+#include "test.h"
+
+using namespace bonsai;
+
+namespace {
+
+struct Tape final : Capture {
+    std::vector<std::function<Status()>> ops;
+    uint64_t generation = 0;
+};
+
+// What the recorder has seen; outlives it.
+struct Counts {
+    int direct = 0, recorded = 0, replayed = 0; // ops, tapes, tapes
+    int allocated = 0, dropped = 0;
+    uint64_t generation = 0; // raise it: memory has moved
+};
+
+class Recorder final : public WrappedBackend {
+  public:
+    Recorder(std::unique_ptr<Backend> inner, Counts* counts)
+        : WrappedBackend(std::move(inner)), device_(WrappedBackend::device()), counts_(*counts) {
+        device_.threads = 0; // as devices say
+    }
+    const DeviceInfo& device() const override { return device_; }
+    bool keeps_memory() const override { return true; }
+    Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
+        ++counts_.allocated;
+        return WrappedBackend::allocate(bytes, out);
+    }
+    void drop_weight(const Tensor& weight) override {
+        ++counts_.dropped;
+        WrappedBackend::drop_weight(weight);
+    }
+    Status copy(const Tensor& from, const Tensor& to) override {
+        return queue([this, from, to] { return inner().copy(from, to); });
+    }
+    Status begin_capture() override {
+        tape_ = std::make_unique<Tape>();
+        tape_->generation = counts_.generation;
+        return Status();
+    }
+    Status end_capture(std::unique_ptr<Capture>* out) override {
+        ++counts_.recorded;
+        const std::unique_ptr<Tape> tape = std::move(tape_);
+        BONSAI_TRY(replay(*tape));
+        *out = std::make_unique<Tape>(*tape);
+        return Status();
+    }
+    Status replay(const Capture& capture) override {
+        const auto& tape = static_cast<const Tape&>(capture);
+        if (tape.generation != counts_.generation)
+            return fail(ErrorCode::kUnsupported, "memory has moved");
+        ++counts_.replayed;
+        for (const auto& op : tape.ops)
+            BONSAI_TRY(op());
+        return Status();
+    }
+
+  protected:
+    Status do_linear(const LinearArgs& a) override { return op(a, &Backend::linear); }
+    Status do_rms_norm(const RmsNormArgs& a) override { return op(a, &Backend::rms_norm); }
+    Status do_layer_norm(const LayerNormArgs& a) override { return op(a, &Backend::layer_norm); }
+    Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
+        return op(a, &Backend::head_norm_rope);
+    }
+    Status do_attention(const AttentionArgs& a) override { return op(a, &Backend::attention); }
+    Status do_swiglu(const SwigluArgs& a) override { return op(a, &Backend::swiglu); }
+    Status do_silu(const SiluArgs& a) override { return op(a, &Backend::silu); }
+    Status do_embed_rows(const EmbedRowsArgs& a) override { return op(a, &Backend::embed_rows); }
+    Status do_group_norm(const GroupNormArgs& a) override { return op(a, &Backend::group_norm); }
+    Status do_affine(const AffineArgs& a) override { return op(a, &Backend::affine); }
+    Status do_conv2d(const Conv2dArgs& a) override { return op(a, &Backend::conv2d); }
+
+  private:
+    Status queue(std::function<Status()> what) {
+        if (!tape_) return ++counts_.direct, what();
+        tape_->ops.push_back(std::move(what));
+        return Status();
+    }
+    template <typename Args> Status op(const Args& args, Status (Backend::*run)(const Args&)) {
+        return queue([this, args, run] { return (inner().*run)(args); });
+    }
+
+    DeviceInfo device_;
+    Counts& counts_;
+    std::unique_ptr<Tape> tape_;
+};
+
+// The tiny model, which then takes guidance.
+std::string undistilled() {
+    std::string bytes = test::TinyModel().file().bytes();
+    const std::string key = "bonsai.distilled"; // then 4 bytes of type, one of truth
+    bytes[bytes.find(key) + key.size() + 4] = 0;
+    return bytes;
+}
+
+std::unique_ptr<Pipeline> open(Counts* counts, uint64_t max_memory = 0) {
+    static const test::TempFile file(undistilled());
+    std::unique_ptr<GgufFile> model;
+    std::unique_ptr<Backend> device;
+    std::unique_ptr<Pipeline> pipeline;
+    PipelineOptions options;
+    options.max_memory = max_memory;
+    CHECK_OK(GgufFile::open(file.path(), &model));
+    CHECK_OK(create_backend("cpu", {2, Precision::kFast}, &device));
+    if (counts) device = std::make_unique<Recorder>(std::move(device), counts);
+    CHECK_OK(Pipeline::open(std::move(model), std::move(device), options, &pipeline));
+    return pipeline;
+}
+
+Request request(const std::string& prompt, int64_t width, int64_t height, int64_t steps = 3,
+                uint64_t seed = 5) {
+    Request r;
+    r.prompt = prompt;
+    r.width = width, r.height = height, r.steps = steps, r.seed = seed;
+    return r;
+}
+
+// Pixels of all pictures, and the latents and previews of their steps.
+std::string draw(Pipeline& pipeline, Request r) {
+    std::string out;
+    r.on_step = [&](const bonsai_step& step) {
+        const size_t count = static_cast<size_t>(step.latent_height) *
+                             static_cast<size_t>(step.latent_width * step.latent_channels);
+        out.append(reinterpret_cast<const char*>(step.latents), count * sizeof(float));
+        if (step.rgb)
+            out.append(reinterpret_cast<const char*>(step.rgb),
+                       static_cast<size_t>(step.width * step.height * 3));
+        return true;
+    };
+    std::vector<Picture> pictures;
+    CHECK_OK(pipeline.generate(r, &pictures));
+    for (const Picture& picture : pictures)
+        out.append(picture.rgb.begin(), picture.rgb.end());
+    return out;
+}
+
+} // namespace
+
+TEST(pictures_are_those_of_a_device_that_keeps_nothing) {
+    Counts counts;
+    const std::unique_ptr<Pipeline> plain = open(nullptr), keeping = open(&counts);
+    Request many = request("a tree", 32, 48), seen = request("a tree", 32, 48);
+    Request guided = request("a tree", 32, 48);
+    many.images = 3;
+    guided.guidance = 2;
+    seen.preview_every = 1;
+    const Request asked[] = {request("a tree", 32, 48),
+                             request("a tree", 32, 48),
+                             request("a tree", 32, 48, 3, 6),
+                             request("a house", 32, 48),
+                             request("a house", 48, 32), // as many tokens, other places
+                             request("a tree", 32, 48, 4),
+                             request("a tree", 64, 64, 1),
+                             guided,
+                             guided,
+                             seen,
+                             many,
+                             request("a tree", 32, 48)};
+    for (const Request& r : asked)
+        CHECK(draw(*keeping, r) == draw(*plain, r));
+    counts.generation++;
+    CHECK(draw(*keeping, asked[0]) == draw(*plain, asked[0]));
+}
+
+TEST(the_same_size_again_is_only_replayed) {
+    Counts counts;
+    const std::unique_ptr<Pipeline> pipeline = open(&counts);
+    const std::string first = draw(*pipeline, request("a tree", 32, 48));
+    CHECK(counts.recorded == 1 && counts.replayed == 2); // of three steps, the first op by op
+    const int dropped = counts.dropped, allocated = counts.allocated;
+    CHECK(dropped > 0); // the modulations' weights
+    CHECK(draw(*pipeline, request("a tree", 32, 48)) == first);
+    draw(*pipeline, request("a house", 32, 48, 3, 7));
+    CHECK(counts.recorded == 1 && counts.replayed == 2 + 2 * 3);
+    CHECK(counts.dropped == dropped && counts.allocated == allocated);
+    counts.generation++; // found out, recorded again
+    CHECK(draw(*pipeline, request("a tree", 32, 48)) == first);
+    CHECK(counts.recorded == 2 && counts.replayed == 2 + 2 * 3 + 2);
+    draw(*pipeline, request("a tree", 32, 64));
+    CHECK(counts.recorded == 3);
+}
+
+TEST(a_picture_that_was_stopped_leaves_nothing_wrong_behind) {
+    Counts counts;
+    const std::unique_ptr<Pipeline> pipeline = open(&counts);
+    const std::string first = draw(*pipeline, request("a tree", 32, 48));
+    for (int calls = 1; calls < 40; calls += 3) {
+        Request r = request(calls % 2 ? "a house" : "a tree", 32, calls % 4 ? 48 : 32);
+        int left = calls;
+        r.on_progress = [&](const bonsai_progress&) { return --left > 0; };
+        std::vector<Picture> pictures;
+        const Status status = pipeline->generate(r, &pictures);
+        CHECK(status.ok() || status.code() == ErrorCode::kCancelled);
+        CHECK(draw(*pipeline, request("a tree", 32, 48)) == first);
+    }
+}
+
+TEST(without_room_for_all_stages_have_memory_of_their_own) {
+    Counts roomy, tight;
+    const std::unique_ptr<Pipeline> all = open(&roomy);
+    bonsai_memory_plan plan{};
+    CHECK_OK(all->plan_memory(32, 48, &plan));
+    const std::unique_ptr<Pipeline> some = open(&tight, plan.peak);
+    CHECK(draw(*all, request("a tree", 32, 48)) == draw(*some, request("a tree", 32, 48)));
+    roomy.allocated = tight.allocated = 0;
+    CHECK(draw(*all, request("a house", 32, 48)) == draw(*some, request("a house", 32, 48)));
+    CHECK(roomy.allocated == 0 && tight.allocated == 3);
+}
