@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// bonsai-bench-warm: what a picture takes once everything is in place: one process draws a picture
+// bonsai-bench-warm: what a picture takes once everything is in place: one process draws pictures
 // for each line of a file and prints the medians of all but the first, which brings the weights.
 //
 //   bonsai-bench-warm MODEL DEVICE fast|exact WIDTHxHEIGHT STEPS PROMPTS.txt [FOLDER]
+//                     [--batch N] [--split] [--max-memory BYTES]
+//
+// FOLDER takes the pictures. --batch draws N pictures a line, times are of one of them. --split
+// tells what the calling thread does in each stage: queueing ops, waiting for the device, copying;
+// "host" is all that is no call to the device. --split costs a wait before each reading back.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -11,13 +16,43 @@
 #include <string>
 #include <vector>
 
-#include "bonsai.h"
+#include "core/file_output.h"
+#include "core/png.h"
+#include "model/pipeline.h"
+#include "stopwatch.h"
 
 namespace {
 
-int failed(const char* what) {
-    std::fprintf(stderr, "error: %s: %s\n", what, bonsai_last_error());
-    return 1;
+using namespace bonsai;
+using Seconds = std::chrono::duration<double>;
+
+constexpr const char* kStages[] = {"text encoder", "denoise", "vae"};
+
+struct Options {
+    std::vector<const char*> places; // of the command line, without options
+    int64_t width = 0, height = 0, steps = 0, batch = 1;
+    uint64_t max_memory = 0;
+    bool split = false;
+};
+
+bool parse(int argc, char** argv, Options* o) {
+    for (int i = 1; i < argc; ++i) {
+        const std::string word = argv[i];
+        if (word == "--split")
+            o->split = true;
+        else if (word == "--batch" && i + 1 < argc)
+            o->batch = std::atoll(argv[++i]);
+        else if (word == "--max-memory" && i + 1 < argc)
+            o->max_memory = std::strtoull(argv[++i], nullptr, 10);
+        else
+            o->places.push_back(argv[i]);
+    }
+    long long width = 0, height = 0;
+    if (o->places.size() < 6 || std::sscanf(o->places[3], "%lldx%lld", &width, &height) != 2)
+        return false;
+    o->width = width, o->height = height;
+    o->steps = std::atoll(o->places[4]);
+    return o->steps > 0 && o->batch > 0;
 }
 
 double median(std::vector<double> values) {
@@ -25,52 +60,126 @@ double median(std::vector<double> values) {
     return values.empty() ? 0 : 1e3 * values[values.size() / 2];
 }
 
+struct Measured {
+    std::vector<double> text, step, vae, total, wall; // seconds, of one picture
+    uint64_t peak[3] = {0, 0, 0}, arena = 0;
+    int lines = 0, pictures = 0;
+    std::string stage = "before and after";
+    std::map<std::string, bench::Stopwatch::Totals> calls;
+    std::map<std::string, double> stages; // seconds of all warm pictures
+};
+
+Status save(const Picture& picture, const std::string& path) {
+    std::vector<uint8_t> png;
+    BONSAI_TRY(encode_png(picture.rgb.data(), static_cast<int32_t>(picture.width),
+                          static_cast<int32_t>(picture.height), picture.metadata, &png));
+    return write_file(path, png.data(), png.size());
+}
+
+Status draw(const Options& o, const std::string& prompt, Pipeline* pipeline, Measured* m) {
+    Request request;
+    request.prompt = prompt;
+    request.width = o.width, request.height = o.height, request.steps = o.steps;
+    request.images = o.batch;
+    request.seed = static_cast<uint64_t>(m->pictures);
+    request.on_progress = [&](const bonsai_progress& progress) {
+        m->stage = kStages[progress.stage];
+        return true;
+    };
+    if (m->lines == 1) m->calls.clear(); // of the first, which is left out
+    std::vector<Picture> pictures;
+    const auto start = std::chrono::steady_clock::now();
+    BONSAI_TRY(pipeline->generate(request, &pictures));
+    const double wall = Seconds(std::chrono::steady_clock::now() - start).count();
+    m->stage = "before and after";
+    double text = 0, denoise = 0, vae = 0;
+    for (const Picture& picture : pictures) {
+        const bonsai_stats& s = picture.stats;
+        text += s.text_encoder_seconds, denoise += s.denoise_seconds, vae += s.vae_seconds;
+        m->peak[0] = std::max(m->peak[0], s.text_encoder_peak);
+        m->peak[1] = std::max(m->peak[1], s.denoise_peak);
+        m->peak[2] = std::max(m->peak[2], s.vae_peak);
+        m->arena = std::max(m->arena, s.arena_bytes);
+        if (o.places.size() > 6)
+            BONSAI_TRY(save(picture,
+                            std::string(o.places[6]) + "/" + std::to_string(m->pictures) + ".png"));
+        ++m->pictures;
+    }
+    if (m->lines++ == 0) return Status();
+    const double share = 1.0 / static_cast<double>(o.batch);
+    m->text.push_back(text * share);
+    m->step.push_back(denoise * share / static_cast<double>(o.steps));
+    m->vae.push_back(vae * share);
+    m->total.push_back((text + denoise + vae) * share);
+    m->wall.push_back(wall * share);
+    m->stages["text encoder"] += text;
+    m->stages["denoise"] += denoise;
+    m->stages["vae"] += vae;
+    m->stages["before and after"] += wall - text - denoise - vae;
+    return Status();
+}
+
+void print_split(const Options& o, const Measured& m) {
+    const double pictures = static_cast<double>((m.lines - 1) * o.batch);
+    for (const auto& [stage, seconds] : m.stages) {
+        double host = seconds;
+        std::printf("  %-16s %8.2f ms:", stage.c_str(), 1e3 * seconds / pictures);
+        const auto calls = m.calls.find(stage);
+        if (calls != m.calls.end()) {
+            for (const auto& [kind, spent] : calls->second) {
+                std::printf(" %s %.2f,", kind.c_str(), 1e3 * spent / pictures);
+                host -= spent;
+            }
+        }
+        std::printf(" host %.2f\n", 1e3 * host / pictures);
+    }
+}
+
+Status run(const Options& o) {
+    PipelineOptions options;
+    options.device = o.places[1];
+    options.backend.precision =
+        std::strcmp(o.places[2], "exact") == 0 ? Precision::kExact : Precision::kFast;
+    options.max_memory = options.backend.max_memory = o.max_memory;
+    std::unique_ptr<GgufFile> file;
+    std::unique_ptr<Backend> device;
+    std::unique_ptr<Pipeline> pipeline;
+    Measured m;
+    BONSAI_TRY(GgufFile::open(o.places[0], &file));
+    BONSAI_TRY(create_backend(options.device, options.backend, &device));
+    const Backend* memory = device.get();
+    if (o.split) device = std::make_unique<bench::Stopwatch>(std::move(device), &m.stage, &m.calls);
+    BONSAI_TRY(Pipeline::open(std::move(file), std::move(device), options, &pipeline));
+    std::ifstream prompts(o.places[5]);
+    for (std::string prompt; std::getline(prompts, prompt);)
+        BONSAI_TRY(draw(o, prompt, pipeline.get(), &m));
+    std::printf("%s %s %s, %lld steps, %d pictures: text encoder %.2f ms, step %.2f ms, vae %.2f "
+                "ms, image %.2f ms, peak %.0f MB, wall %.2f ms, batch %lld\n",
+                o.places[1], o.places[2], o.places[3], static_cast<long long>(o.steps), m.pictures,
+                median(m.text), median(m.step), median(m.vae), median(m.total),
+                static_cast<double>(std::max({m.peak[0], m.peak[1], m.peak[2]})) * 1e-6,
+                median(m.wall), static_cast<long long>(o.batch));
+    if (!o.split) return Status();
+    print_split(o, m);
+    std::printf("  MB: peak of text encoder %.0f, denoise %.0f, vae %.0f; largest arena %.0f; "
+                "left between pictures %.0f\n",
+                static_cast<double>(m.peak[0]) * 1e-6, static_cast<double>(m.peak[1]) * 1e-6,
+                static_cast<double>(m.peak[2]) * 1e-6, static_cast<double>(m.arena) * 1e-6,
+                static_cast<double>(memory->memory_used()) * 1e-6);
+    return Status();
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
-    bonsai_generate_params params;
-    bonsai_generate_params_init(&params);
-    if (argc < 7 || std::sscanf(argv[4], "%dx%d", &params.width, &params.height) != 2) {
+    Options options;
+    if (!parse(argc, argv, &options)) {
         std::fprintf(stderr, "usage: bonsai-bench-warm MODEL DEVICE fast|exact WIDTHxHEIGHT STEPS "
-                             "PROMPTS.txt [FOLDER]\n");
+                             "PROMPTS.txt [FOLDER] [--batch N] [--split] [--max-memory BYTES]\n");
         return 2;
     }
-    params.steps = std::atoi(argv[5]);
-    bonsai_open_params open;
-    bonsai_open_params_init(&open);
-    open.device = argv[2];
-    open.precision =
-        std::strcmp(argv[3], "exact") == 0 ? BONSAI_PRECISION_EXACT : BONSAI_PRECISION_FAST;
-    bonsai_context* context = nullptr;
-    if (bonsai_open(argv[1], &open, &context) != BONSAI_OK) return failed(argv[1]);
-    std::ifstream prompts(argv[6]);
-    std::vector<double> text, step, vae, total;
-    uint64_t peak = 0;
-    int number = 0;
-    for (std::string prompt; std::getline(prompts, prompt); ++number) {
-        params.prompt = prompt.c_str();
-        params.seed = static_cast<uint64_t>(number);
-        bonsai_image image;
-        if (bonsai_generate(context, &params, &image) != BONSAI_OK) return failed(prompt.c_str());
-        const bonsai_stats& s = image.stats;
-        if (argc > 7) {
-            const std::string path = std::string(argv[7]) + "/" + std::to_string(number) + ".png";
-            if (bonsai_image_save_png(&image, path.c_str()) != BONSAI_OK)
-                return failed(path.c_str());
-        }
-        peak = std::max({peak, s.text_encoder_peak, s.denoise_peak, s.vae_peak});
-        if (number > 0) {
-            text.push_back(s.text_encoder_seconds);
-            step.push_back(s.denoise_seconds / params.steps);
-            vae.push_back(s.vae_seconds);
-            total.push_back(s.total_seconds);
-        }
-        bonsai_image_free(&image);
-    }
-    bonsai_close(context);
-    std::printf("%s %s %s, %d steps, %d pictures: text encoder %.2f ms, step %.2f ms, vae %.2f ms, "
-                "image %.2f ms, peak %.0f MB\n",
-                argv[2], argv[3], argv[4], params.steps, number, median(text), median(step),
-                median(vae), median(total), static_cast<double>(peak) * 1e-6);
-    return 0;
+    const Status status = run(options);
+    if (status.ok()) return 0;
+    std::fprintf(stderr, "bonsai-bench-warm: %s\n", status.message().c_str());
+    return 1;
 }

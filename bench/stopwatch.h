@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stopwatch: a device's backend that notes what the calling thread spends in its calls, stage by
+// stage. What it waits for the device is counted apart from what reading back takes then.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <string>
+
+#include "backends/wrapped.h"
+
+namespace bonsai::bench {
+
+class Stopwatch final : public WrappedBackend {
+  public:
+    using Totals = std::map<std::string, double>; // seconds by kind of call
+    // totals[*stage] grows; both outlive the backend.
+    Stopwatch(std::unique_ptr<Backend> device, const std::string* stage,
+              std::map<std::string, Totals>* totals)
+        : WrappedBackend(std::move(device)), stage_(*stage), totals_(*totals) {}
+
+    Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
+        return timed("allocate", [&] { return WrappedBackend::allocate(bytes, out); });
+    }
+    Status write(const Tensor& to, const void* host) override {
+        return timed("write", [&] { return WrappedBackend::write(to, host); });
+    }
+    Status read(const Tensor& from, void* host) override {
+        BONSAI_TRY(synchronize());
+        return timed("read", [&] { return WrappedBackend::read(from, host); });
+    }
+    Status copy(const Tensor& from, const Tensor& to) override {
+        return timed("queue", [&] { return WrappedBackend::copy(from, to); });
+    }
+    Status synchronize() override {
+        return timed("wait", [&] { return WrappedBackend::synchronize(); });
+    }
+    Status begin_capture() override { return inner().begin_capture(); }
+    Status end_capture(std::unique_ptr<Capture>* out) override {
+        return timed("record", [&] { return inner().end_capture(out); });
+    }
+    Status replay(const Capture& capture) override {
+        return timed("replay", [&] { return inner().replay(capture); });
+    }
+
+  protected:
+    Status do_linear(const LinearArgs& a) override { return op(a, &Backend::linear); }
+    Status do_rms_norm(const RmsNormArgs& a) override { return op(a, &Backend::rms_norm); }
+    Status do_layer_norm(const LayerNormArgs& a) override { return op(a, &Backend::layer_norm); }
+    Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
+        return op(a, &Backend::head_norm_rope);
+    }
+    Status do_attention(const AttentionArgs& a) override { return op(a, &Backend::attention); }
+    Status do_swiglu(const SwigluArgs& a) override { return op(a, &Backend::swiglu); }
+    Status do_silu(const SiluArgs& a) override { return op(a, &Backend::silu); }
+    Status do_embed_rows(const EmbedRowsArgs& a) override { return op(a, &Backend::embed_rows); }
+    Status do_group_norm(const GroupNormArgs& a) override { return op(a, &Backend::group_norm); }
+    Status do_affine(const AffineArgs& a) override { return op(a, &Backend::affine); }
+    Status do_conv2d(const Conv2dArgs& a) override { return op(a, &Backend::conv2d); }
+
+  private:
+    template <typename Call> Status timed(const char* kind, const Call& call) {
+        const auto start = std::chrono::steady_clock::now();
+        Status status = call();
+        totals_[stage_][kind] +=
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        return status;
+    }
+    template <typename Args> Status op(const Args& args, Status (Backend::*run)(const Args&)) {
+        return timed("queue", [&] { return (inner().*run)(args); });
+    }
+
+    const std::string& stage_;
+    std::map<std::string, Totals>& totals_;
+};
+
+} // namespace bonsai::bench
