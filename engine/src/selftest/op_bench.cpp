@@ -12,9 +12,6 @@ namespace bonsai {
 
 namespace {
 
-// Sums of f32 in any order stay far below this; a wrong element or a lost tail stays far above.
-constexpr double kAllowed = 1e-3;
-
 // SplitMix64 (Steele, Lea, Flood 2014) of a counter: the same numbers on every machine.
 uint64_t mix(uint64_t counter) {
     uint64_t z = counter * 0x9E3779B97F4A7C15u;
@@ -94,7 +91,7 @@ Status OpBench::compare(const Expected& e, CheckResult* result) {
                 std::isfinite(there) ? std::fabs(there - expected) / largest : INFINITY;
             if (difference <= result->error) continue;
             result->error = difference;
-            if (difference > kAllowed)
+            if (difference > result->allowed)
                 result->message =
                     format("row %lld, column %lld is %g, expected %g", static_cast<long long>(r),
                            static_cast<long long>(c), there, expected);
@@ -104,10 +101,10 @@ Status OpBench::compare(const Expected& e, CheckResult* result) {
 }
 
 void OpBench::run(const std::string& name, const std::function<Status(Backend&)>& operation,
-                  const std::vector<Expected>& results) {
+                  const std::vector<Expected>& results, double allowed) {
     CheckResult result;
     result.name = name;
-    result.allowed = kAllowed;
+    result.allowed = allowed;
     const auto start = std::chrono::steady_clock::now();
     Status status = status_; // of the preparations
     if (status.ok()) status = operation(backend_);
@@ -120,7 +117,7 @@ void OpBench::run(const std::string& name, const std::function<Status(Backend&)>
         result.error = INFINITY;
         result.message = status.message();
     }
-    result.passed = result.error <= kAllowed;
+    result.passed = result.error <= allowed;
     out_->push_back(std::move(result));
 }
 

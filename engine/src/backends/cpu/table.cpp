@@ -107,6 +107,13 @@ void overlay_avx512(KernelTable& table) {
 }
 #endif
 
+#if defined(BONSAI_LEVEL_AMX)
+void overlay_amx(KernelTable& table) {
+    overlay_amx_linear(table);
+    overlay_amx_attention_fast(table);
+}
+#endif
+
 #if defined(__aarch64__)
 void overlay_neon(KernelTable& table) {
     overlay_neon_linear(table);

@@ -89,10 +89,10 @@ struct KernelTable {
     // One head, query rows [begin, end).
     bool (*attention)(const AttentionArgs& args, int head, Range query_rows, Scratch& scratch);
     int64_t attention_piece_rows;
-    // The same with 16-bit factors, not for causal attention, where the scale of a block's values
-    // would depend on what a query must not see. Null where a level has none. First blocks of
-    // attention_pack_rows keys, and their values, are packed for all heads into memory for
-    // attention_packed_floats.
+    // The same with 16-bit factors (on AMX bf16), not for causal attention, where the scale of a
+    // block's values would depend on what a query must not see. Null where a level has none. First
+    // blocks of attention_pack_rows keys, and their values, are packed for all heads into memory
+    // for attention_packed_floats.
     size_t (*attention_packed_floats)(const AttentionArgs& args);
     void (*attention_pack)(const AttentionArgs& args, Range key_blocks, float* packed);
     int64_t attention_pack_rows;
@@ -171,7 +171,9 @@ void overlay_avx512(KernelTable& table);
 void overlay_avx512_linear(KernelTable& table); // linear_fast
 void overlay_avx512_attention_fast(KernelTable& table);
 void overlay_avx512_winograd(KernelTable& table);
-void overlay_amx(KernelTable& table); // linear_fast
+void overlay_amx(KernelTable& table);
+void overlay_amx_linear(KernelTable& table); // linear_fast
+void overlay_amx_attention_fast(KernelTable& table);
 void overlay_neon(KernelTable& table);
 void overlay_neon_linear(KernelTable& table);
 void overlay_neon_rows(KernelTable& table);

@@ -17,10 +17,7 @@
 #include "backends/cpu/table.h"
 
 #if defined(BONSAI_TILES_HEADER) || (defined(__AMX_INT8__) && defined(__AVX512VNNI__))
-#ifdef BONSAI_TILES_HEADER
-#include BONSAI_TILES_HEADER // the tile instructions, emulated for tests
-#endif
-
+#include "backends/cpu/amx/tiles.h"
 #include "backends/cpu/avx2/linear_tile.h"
 #include "backends/cpu/avx512/linear.h"
 
@@ -28,8 +25,6 @@ namespace bonsai::cpu::amx {
 namespace {
 
 using namespace avx2;
-
-constexpr int kEdge = 16; // rows of a tile; also columns of 32 bits
 
 struct Tile {
     static constexpr int kTileRows = 1536, kTileCols = 96, kDepth = 512;
@@ -51,14 +46,6 @@ struct Memory {
 
 static_assert(sizeof(Memory) <= 1 << 20, "scratch that leaves room for x in a second-level cache");
 
-// As the instruction ldtilecfg reads it.
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {kEdge, kEdge, kEdge, kEdge, kEdge, kEdge, kEdge, kEdge};
-};
-static_assert(sizeof(TileShapes) == 64, "size of a tile configuration");
-
 // 32 x 32 of y over one group.
 struct Block {
     const int8_t* x;
@@ -68,15 +55,6 @@ struct Block {
     const float* scale;
     float* sums;
 };
-
-// The tile intrinsics do not tell every compiler that they read memory.
-BONSAI_ALWAYS_INLINE void finish_stores() {
-#if defined(__GNUC__)
-    __asm__ volatile("" ::: "memory");
-#else
-    _ReadWriteBarrier();
-#endif
-}
 
 // Tiles 0..3: products; 4, 5: rows above and below; 6, 7: columns left and right.
 BONSAI_ALWAYS_INLINE void multiply(const Block& b) {
@@ -199,20 +177,18 @@ bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range 
         return avx512::linear_fast(x, p, rows, cols, scratch);
     auto* memory = static_cast<Memory*>(scratch.get(sizeof(Memory)));
     if (memory == nullptr) return false;
-    const TileShapes shapes;
-    _tile_loadconfig(&shapes);
+    const Tiles tiles;
     for (int64_t n = cols.begin; n < cols.end; n += Tile::kTileCols)
         for (int64_t m = rows.begin; m < rows.end; m += Tile::kTileRows)
             multiply_tile(x, p, {m, at_most(m + Tile::kTileRows, rows.end)},
                           {n, at_most(n + Tile::kTileCols, cols.end)}, memory);
-    _tile_release();
     return true;
 }
 
 } // namespace
 } // namespace bonsai::cpu::amx
 
-void bonsai::cpu::overlay_amx(KernelTable& table) {
+void bonsai::cpu::overlay_amx_linear(KernelTable& table) {
     table.linear_fast = amx::linear_fast;
     table.linear_piece_rows = amx::Tile::kTileRows;
     table.linear_piece_cols = amx::Tile::kTileCols;
