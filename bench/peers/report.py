@@ -8,8 +8,7 @@ import statistics
 from pathlib import Path
 
 from engines import HELD_UP, STAGES, Run
-
-COLORS = ((20, 90, 170), (200, 60, 40), (40, 140, 70), (130, 80, 160), (190, 140, 20))
+from plot import draw
 
 
 def median(runs: list[Run], what: str, stage: str) -> float:
@@ -82,70 +81,14 @@ def points(results: dict[str, dict[str, list[Run]]]) -> dict[str, list[tuple]]:
     return {name: sorted(rows) for name, rows in out.items()}
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten that enclose low to high."""
-    every = [m * 10.0**e for e in range(-3, 7) for m in (1, 2, 5)]
-    first = max(i for i, v in enumerate(every) if v <= low)
-    last = min(i for i, v in enumerate(every) if v >= high)
-    return every[first : max(last, first + 1) + 1]
-
-
-class Panel:
-    """A plot with logarithmic axes in one corner of a picture."""
-
-    WIDTH, HEIGHT, LEFT, TOP = 420, 300, 60, 40
-
-    def __init__(self, draw, index: int, title: str, series: dict[str, list[tuple]]) -> None:
-        self.draw, self.series = draw, series
-        self.left = self.LEFT + index * (self.WIDTH + self.LEFT)
-        xs = [x for rows in series.values() for x, _ in rows]
-        ys = [y for rows in series.values() for _, y in rows]
-        self.xs, self.ys = sorted(set(xs)), ticks(min(ys), max(ys))
-        self.span = (min(xs) / 1.3, max(xs) * 1.3), (self.ys[0], self.ys[-1])
-        draw.text((self.left, 12), title, fill=(0, 0, 0))
-        self._axes()
-        for (_, rows), color in zip(series.items(), COLORS * 9):  # noqa: B905
-            self._line(rows, color)
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        (x0, x1), (y0, y1) = self.span
-        across = math.log(x / x0) / math.log(x1 / x0)
-        up = math.log(y / y0) / math.log(y1 / y0)
-        return self.left + across * self.WIDTH, self.TOP + (1 - up) * self.HEIGHT
-
-    def _axes(self) -> None:
-        right, bottom = self.left + self.WIDTH, self.TOP + self.HEIGHT
-        self.draw.rectangle((self.left, self.TOP, right, bottom), outline=(120, 120, 120))
-        for y in self.ys:
-            height = self.at(self.xs[0], y)[1]
-            self.draw.line((self.left, height, right, height), fill=(225, 225, 225))
-            self.draw.text((self.left - 6, height), f"{y:g}", fill=(60, 60, 60), anchor="rm")
-        for x in self.xs:
-            place = self.at(x, self.ys[0])[0]
-            self.draw.text((place, bottom + 8), f"{x / 1000:.0f}k", fill=(60, 60, 60), anchor="mt")
-
-    def _line(self, rows: list[tuple], color: tuple) -> None:
-        spots = [self.at(x, y) for x, y in rows]
-        if len(spots) > 1:
-            self.draw.line(spots, fill=color, width=2)
-        for x, y in spots:
-            self.draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
-
-
 def plot(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
     """Whole processes: seconds of the clock, processor seconds, memory; against pixels."""
-    from PIL import Image, ImageDraw
-
     found = points(results)
-    picture = Image.new("RGB", (3 * (Panel.WIDTH + Panel.LEFT) + 40, 420), (255, 255, 255))
-    draw = ImageDraw.Draw(picture)
     titles = ("seconds", "processor seconds", "resident GB, highest")
-    for column, title in enumerate(titles):
-        scale = 1e-9 if column == 2 else 1.0
-        series = {n: [(r[0], r[column + 1] * scale) for r in rows] for n, rows in found.items()}
-        Panel(draw, column, f"{title}, by pixels (both axes logarithmic)", series)
-    for i, (name, color) in enumerate(zip(found, COLORS * 9)):  # noqa: B905
-        left = Panel.LEFT + 200 * i
-        draw.rectangle((left, 392, left + 14, 402), fill=color)
-        draw.text((left + 20, 397), name, fill=(0, 0, 0), anchor="lm")
-    picture.save(path)
+    panels = []
+    for column, title in enumerate(titles, 1):
+        scale = 1e-9 if column == 3 else 1.0
+        panels.append(
+            (title, {n: [(r[0], r[column] * scale) for r in rows] for n, rows in found.items()})
+        )
+    draw(panels, path)

@@ -48,7 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
     a("--sgemm", action="store_true", help="numpy's sgemm at the shapes of our packed products")
     a("--shapes", type=int, default=3, help="of these products, the costliest so many")
     a("--json", type=Path, help="write everything measured there")
-    a("--plot", type=Path, help="write a picture of time and memory against pixels (needs Pillow)")
+    a(
+        "--plot",
+        type=Path,
+        help="write a picture of time and memory against pixels (needs matplotlib)",
+    )
     a("--logs", type=Path, help="folder for what the peers say and draw; default: a temporary one")
     return parser
 

@@ -1,66 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a picture of FLUX.2 klein 4B in PyTorch on one GPU, with random weights.
+"""The stages of a picture of FLUX.2 klein 4B in PyTorch with random weights, measured on request.
 
-    python bench/peers/torch_gpu.py [--size 512x512,1024x1024] [--json FILE]
-        [--ways eager,compiled,gemlite] [--repeat 15]
+    python bench/peers/torch_gpu.py eager|compiled|gemlite [--device cuda] [--small]
 
-Needs torch, diffusers and transformers; "gemlite" (the kernels of the released stack, 2-bit weights
-in groups of 128) needs that package too. Prints milliseconds: the median of --repeat runs between
-device events, after warm-up, and the memory that the way takes at its peak. Beside it, for the same
-machine: bonsai-bench --device cuda:0.
+gpu.py starts it. It needs torch, diffusers and transformers; "gemlite" (the kernels of the released
+stack: block linears in 2 bits, groups of 128) needs that package too and changes the transformer
+only. Each line that it reads asks for one figure:
+
+    {"stage": "step", "width": 512, "height": 512, "batch": 1, "seconds": 1.0}
+
+and is answered by a line {"ms": ..., "runs": ..., "peak": ..., "took": ...}, or {"error": ...}:
+the median of some `seconds` of runs after warm-up, by the clock, with the device waited for; the
+bytes that torch had allocated at most in them, weights of all stages included; the seconds that
+it all took. Stages: encoder, step (the denoising loop over its steps), vae, picture (all of them,
+up to bytes in the host's memory).
 """
 
 import argparse
 import json
 import statistics
+import sys
+import time
 
 import torch
 
-TEXT_TOKENS, STEPS, PATCH = 512, 4, 16
+TEXT_TOKENS, STEPS, PATCH, CHANNELS, LATENT = 512, 4, 16, 128, 32
+TEXT_LAYERS = (9, 18, 27)
+LEAST_RUNS, MOST_RUNS = 3, 40
 
 
-def transformer():
+def transformer(small):
     from diffusers import Flux2Transformer2DModel
 
+    blocks = (1, 1, 2) if small else (5, 20, 24)
     return Flux2Transformer2DModel(
-        num_layers=5,
-        num_single_layers=20,
-        num_attention_heads=24,
-        joint_attention_dim=7680,
+        num_layers=blocks[0],
+        num_single_layers=blocks[1],
+        num_attention_heads=blocks[2],
+        joint_attention_dim=96 if small else 7680,
         guidance_embeds=False,
     )
 
 
-def decoder():
+def decoder(small):
     from diffusers import AutoencoderKLFlux2
 
-    return AutoencoderKLFlux2()
+    return AutoencoderKLFlux2(block_out_channels=(32,) * 4 if small else (128, 256, 512, 512))
 
 
-def encoder():
+def encoder(small):
     from transformers import Qwen3Config, Qwen3Model
 
-    config = Qwen3Config(
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
-        rope_theta=1e6,
-    )
-    return Qwen3Model(config)
-
-
-def built(make):
-    """The module in bfloat16 with random weights, made where it runs."""
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda"):
-            return make().eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    sizes = (32, 64, 28, 2, 1, 16) if small else (2560, 9728, 36, 32, 8, 128)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim")  # fmt: skip
+    return Qwen3Model(Qwen3Config(vocab_size=151936, rope_theta=1e6, **dict(zip(names, sizes))))  # noqa: B905
 
 
 def with_gemlite(net):
@@ -87,94 +81,130 @@ def with_gemlite(net):
     return net
 
 
-def milliseconds(run, repeat):
-    for _ in range(3):
+class Picture:
+    """All networks of a picture in bfloat16, made where they run."""
+
+    def __init__(self, way, device, small):
+        self.device, self.small = device, small
+        wrap = torch.compile if way == "compiled" else (lambda module, **_: module)
+        net = self._made(transformer)
+        net = with_gemlite(net) if way == "gemlite" else net
+        self.width = 96 if small else 7680
+        self.net = wrap(net, dynamic=False)
+        self.words = wrap(self._made(encoder), dynamic=False)
+        self.vae = self._made(decoder)
+        self.decode = wrap(self.vae.decode, dynamic=False)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _made(self, make):
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with torch.device(self.device):
+                return make(self.small).eval().requires_grad_(False)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def random(self, *shape):
+        return torch.randn(*shape, device=self.device, dtype=torch.bfloat16)
+
+    def ids(self, height, width):
+        """Positions (t, y, x, l) of the picture's tokens and of the text's."""
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        image = torch.stack([0 * y, y, x, 0 * y], -1).reshape(-1, 4)
+        words = torch.zeros(TEXT_TOKENS, 4, dtype=image.dtype)
+        words[:, 3] = torch.arange(TEXT_TOKENS)
+        return image.to(self.device), words.to(self.device)
+
+    def encode(self, tokens):
+        states = self.words(tokens, use_cache=False, output_hidden_states=True).hidden_states
+        return torch.cat([states[layer] for layer in TEXT_LAYERS], -1)
+
+    def denoise(self, text, height, width):
+        image, words = self.ids(height, width)
+        latents = self.random(len(text), height * width, CHANNELS)
+        sigmas = torch.linspace(1, 0, STEPS + 1).tolist()
+        for now, then in zip(sigmas, sigmas[1:]):  # noqa: B905
+            time_ = torch.full((len(text),), now, device=self.device, dtype=torch.bfloat16)
+            velocity = self.net(
+                hidden_states=latents,
+                encoder_hidden_states=text,
+                timestep=time_,
+                img_ids=image[None],
+                txt_ids=words[None],
+                return_dict=False,
+            )[0]
+            latents = latents + (then - now) * velocity
+        return latents
+
+    def drawn(self, latents, height, width):
+        batch = len(latents)
+        z = latents.transpose(1, 2).reshape(batch, LATENT, 2, 2, height, width)
+        z = z.permute(0, 1, 4, 2, 5, 3).reshape(batch, LATENT, 2 * height, 2 * width)
+        pixels = self.decode(z).sample
+        return (pixels.clamp(-1, 1) * 127.5 + 127.5).to(torch.uint8)
+
+    def stage(self, name, width, height, batch):
+        """A function that runs the stage once."""
+        rows, cols = height // PATCH, width // PATCH
+        tokens = torch.randint(0, 150000, (batch, TEXT_TOKENS), device=self.device)
+        text = self.random(batch, TEXT_TOKENS, self.width)
+        latents = self.random(batch, rows * cols, CHANNELS)
+        return {
+            "encoder": lambda: self.encode(tokens),
+            "step": lambda: self.denoise(text, rows, cols),
+            "vae": lambda: self.drawn(latents, rows, cols),
+            "picture": lambda: self.drawn(
+                self.denoise(self.encode(tokens), rows, cols), rows, cols
+            ).cpu(),
+        }[name]
+
+
+def wait(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def answer(picture, ask):
+    """The figure asked for."""
+    began, device = time.monotonic(), picture.device
+    run = picture.stage(ask["stage"], ask["width"], ask["height"], ask["batch"])
+    for _ in range(2):
         run()
-    times = []
-    for _ in range(repeat):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    wait(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times, until = [], time.monotonic() + ask["seconds"]
+    while len(times) < LEAST_RUNS or (time.monotonic() < until and len(times) < MOST_RUNS):
+        start = time.perf_counter()
         run()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times)
-
-
-def grid_ids(height, width, text):
-    """Positions (t, y, x, l) of the picture's tokens and of the text's."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    image = torch.stack([0 * y, y, x, 0 * y], -1).reshape(-1, 4)
-    words = torch.zeros(text, 4, dtype=image.dtype)
-    words[:, 3] = torch.arange(text)
-    return image.cuda(), words.cuda()
-
-
-def step_inputs(height, width):
-    image, words = grid_ids(height, width, TEXT_TOKENS)
-    kind = {"device": "cuda", "dtype": torch.bfloat16}
-    return dict(
-        hidden_states=torch.randn(1, height * width, 128, **kind),
-        encoder_hidden_states=torch.randn(1, TEXT_TOKENS, 7680, **kind),
-        timestep=torch.full((1,), 0.7, **kind),
-        img_ids=image[None],
-        txt_ids=words[None],
-        return_dict=False,
-    )
-
-
-def measure(way, sizes, repeat):
-    """{(stage, size): ms} and peak bytes; gemlite changes the transformer only."""
-    torch.cuda.reset_peak_memory_stats()
-    wrap = torch.compile if way == "compiled" else (lambda module: module)
-    found = {}
-    net = built(transformer)
-    net = with_gemlite(net) if way == "gemlite" else net
-    step = wrap(net)
-    for height, width in sizes:
-        inputs = step_inputs(height // PATCH, width // PATCH)
-        found["step", (height, width)] = milliseconds(lambda i=inputs: step(**i), repeat)
-    if way != "gemlite":
-        words = built(encoder)
-        ids = torch.randint(0, 150000, (1, TEXT_TOKENS), device="cuda")
-        read = wrap(words)
-        found["encoder", None] = milliseconds(lambda: read(ids, use_cache=False), repeat)
-        vae = built(decoder)
-        decode = wrap(vae.decode)
-        for height, width in sizes:
-            z = torch.randn(1, 32, height // 8, width // 8, device="cuda", dtype=torch.bfloat16)
-            found["vae", (height, width)] = milliseconds(lambda z=z: decode(z), repeat)
-    return found, torch.cuda.max_memory_allocated()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    ms = 1e3 * statistics.median(times) / (STEPS if ask["stage"] == "step" else 1)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return {"ms": ms, "runs": len(times), "peak": peak, "took": time.monotonic() - began}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--size", default="512x512,1024x1024")
-    parser.add_argument("--ways", default="eager,compiled")
-    parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--json")
+    parser.add_argument("way", choices=("eager", "compiled", "gemlite"))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
     args = parser.parse_args()
-    sizes = [tuple(map(int, reversed(s.split("x")))) for s in args.size.split(",")]
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    rows = []
+    out, sys.stdout = sys.stdout, sys.stderr  # libraries print to what is left of it
     with torch.inference_mode():
-        for way in args.ways.split(","):
-            found, peak = measure(way, sizes, args.repeat)
-            for (stage, size), ms in found.items():
-                name = f"{size[1]}x{size[0]}" if size else ""
-                rows.append(dict(way=way, stage=stage, size=name, ms=ms, peak=peak))
-                print(f"{way:10} {stage:8} {name:10} {ms:9.2f} ms", flush=True)
-            for size in sizes:
-                if ("vae", size) in found:
-                    whole = found["encoder", None] + STEPS * found["step", size]
-                    whole += found["vae", size]
-                    name = f"{size[1]}x{size[0]}"
-                    rows.append(dict(way=way, stage="image", size=name, ms=whole, peak=peak))
-                    print(f"{way:10} {'image':8} {name:10} {whole:9.2f} ms (sum of the stages)")
-            print(f"{way:10} {'memory':8} {'':10} {peak / 1e9:9.2f} GB")
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
+        picture = Picture(args.way, args.device, args.small)
+        name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+        hello = {"device": name, "torch": torch.__version__}
+        print(json.dumps(hello), file=out, flush=True)
+        for line in sys.stdin:
+            try:
+                found = answer(picture, json.loads(line))
+            except Exception as error:  # out of memory at one size leaves the others
+                found = {"error": f"{type(error).__name__}: {error}"[:300]}
+                if args.device == "cuda":
+                    torch.cuda.empty_cache()
+            print(json.dumps(found), file=out, flush=True)
 
 
 if __name__ == "__main__":
