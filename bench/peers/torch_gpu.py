@@ -13,7 +13,7 @@ and is answered by a line {"ms": ..., "runs": ..., "peak": ..., "took": ...}, or
 the median of some `seconds` of runs after warm-up, by the clock, with the device waited for; the
 bytes that torch had allocated at most in them, weights of all stages included; the seconds that
 it all took. Stages: encoder, step (the denoising loop over its steps), vae, picture (all of them,
-up to bytes in the host's memory).
+up to bytes in the host's memory). The pictures of a batch share their prompt.
 """
 
 import argparse
@@ -147,7 +147,7 @@ class Picture:
     def stage(self, name, width, height, batch):
         """A function that runs the stage once."""
         rows, cols = height // PATCH, width // PATCH
-        tokens = torch.randint(0, 150000, (batch, TEXT_TOKENS), device=self.device)
+        tokens = torch.randint(0, 150000, (1, TEXT_TOKENS), device=self.device)
         text = self.random(batch, TEXT_TOKENS, self.width)
         latents = self.random(batch, rows * cols, CHANNELS)
         return {
@@ -155,7 +155,7 @@ class Picture:
             "step": lambda: self.denoise(text, rows, cols),
             "vae": lambda: self.drawn(latents, rows, cols),
             "picture": lambda: self.drawn(
-                self.denoise(self.encode(tokens), rows, cols), rows, cols
+                self.denoise(self.encode(tokens).repeat(batch, 1, 1), rows, cols), rows, cols
             ).cpu(),
         }[name]
 

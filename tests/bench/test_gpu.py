@@ -24,7 +24,7 @@ from gpu_report import Figure  # noqa: E402
 
 WARM = (
     "cuda:0 fast 64x64, 4 steps, 9 pictures: text encoder 2.00 ms, step {step:.2f} ms, "
-    "vae 3.00 ms, image 20.50 ms, peak 1500 MB"
+    "vae 3.00 ms, image 20.00 ms, peak 1500 MB, wall 20.50 ms, batch 1"
 )
 # "gemlite" never gets ready at 128x128; "compiled" has no memory for its decoder.
 WORKER = """
@@ -98,6 +98,13 @@ def test_choosing(call):
 def test_failing_ours(call):
     done = call("--bonsai", "false", "model", "--ways", "ours", "--sizes", "64x64", "--batches", "")
     assert done.returncode == 0 and "- ours, 64x64: false model cuda:0" in done.stdout
+
+
+def test_warm_without_wall():
+    found = gpu.parse_warm(WARM.format(step=5).split(", wall")[0])
+    assert found["picture"] == Figure(20.0, 1_500_000_000)
+    with pytest.raises(ValueError, match="no such line"):
+        gpu.parse_warm("no such line")
 
 
 def test_cases():
