@@ -256,3 +256,33 @@ TEST(conv2d) {
     CHECK_FAILS(changed(good, [](Args& a) { a.out.data = a.x.data; }), kBad,
                 "out shares memory with x");
 }
+
+// Groups that share a scale: those the backend wants, whole ones, and low-bit weights for the wide.
+TEST(codes) {
+    ActivationTypes types;
+    types.product = DType::kI8;
+    static int8_t bytes[2048];
+    static float scales[2048 / kGroup * 300];
+    Tensor joined{DType::kI8, 10, 2048, 2048, bytes};
+    joined.scales = scales;
+    joined.scale_stride = scale_stride_of(10);
+    LinearArgs args = linear();
+    args.count = 1;
+    const auto product = [&](const Tensor& x, DType dtype) {
+        args.x = x;
+        args.projections[0].weight = weight(dtype, 384, x.cols);
+        return check(args, types);
+    };
+    CHECK_OK(product(joined.slice_cols(640, 1408), DType::kQ8_0));
+    CHECK_FAILS(product(joined.slice_cols(128, 1408), DType::kQ4_1), kBad, "cannot meet");
+    joined.scale_group = kWideGroup;
+    CHECK_FAILS(product(joined, DType::kQ1_0), kBad, "a scale for 512 inputs, expected for 128");
+    types.low_bit_group = kWideGroup;
+    CHECK_OK(product(joined, DType::kQ1_0));
+    CHECK_OK(product(joined.slice_cols(512, 1408), DType::kPQ2_0));
+    CHECK_FAILS(product(joined, DType::kQ8_0), kBad, "expected a low-bit type");
+    CHECK_FAILS(product(joined.slice_cols(640, 1408), DType::kQ1_0), kBad,
+                "begins at a multiple of 512");
+    joined.scale_stride = 16;
+    CHECK_FAILS(product(joined, DType::kQ1_0), kBad, "scales 16 apart");
+}

@@ -39,11 +39,12 @@ uintptr_t Arena::base() const {
     return buffer_ ? reinterpret_cast<uintptr_t>(buffer_->data()) : kPlanningBase;
 }
 
-Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out) {
+Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out, int scale_group) {
     const size_t elements = rounded(static_cast<size_t>(rows) * row_bytes(dtype, cols));
     const int64_t scale_stride = dtype == DType::kI8 ? scale_stride_of(rows) : 0;
     const size_t bytes =
-        elements + rounded(static_cast<size_t>(cols / kGroup * scale_stride) * sizeof(float));
+        elements + rounded(static_cast<size_t>(scale_groups(cols, scale_group) * scale_stride) *
+                           sizeof(float));
     size_t begin = 0;
     auto place = used_.begin();
     while (place != used_.end() && place->begin - begin < bytes) {
@@ -59,6 +60,7 @@ Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out) {
     if (dtype == DType::kI8) {
         out->scales = reinterpret_cast<float*>(base() + begin + elements);
         out->scale_stride = scale_stride;
+        out->scale_group = scale_group;
     }
     return Status();
 }

@@ -23,8 +23,8 @@ class Arena {
     static Status create(Backend& backend, std::shared_ptr<Buffer> buffer,
                          std::unique_ptr<Arena>* out);
 
-    // A matrix of F32, F16 or I8, not initialised; first fit.
-    Status allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out);
+    // A matrix of F32, F16 or I8, not initialised; first fit. scale_group: of I8.
+    Status allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out, int scale_group = kGroup);
     Status allocate(int64_t rows, int64_t cols, Tensor* out) {
         return allocate(rows, cols, DType::kF32, out);
     }

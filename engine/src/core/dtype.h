@@ -18,12 +18,14 @@ enum class DType : uint8_t {
     kQ1_0,   // binary, groups of 128
     kPQ2_0,  // ternary, 2 bits a code, groups of 128
     kPTQ1_0, // ternary, 5 codes a byte, groups of 128
-    kI8,     // activations only: codes whose scales, one for each group of 128, lie elsewhere
+    kI8,     // activations only: codes whose scales, one for each group, lie elsewhere
 };
 constexpr int kDTypeCount = 9; // those that files hold
 
 // One scale is shared by this many consecutive weights of a row in the low-bit types.
 constexpr int kGroup = 128;
+// Activations of I8 share one among kGroup or, where only low-bit weights meet them, this many.
+constexpr int kWideGroup = 512;
 
 struct DTypeInfo {
     const char* name;

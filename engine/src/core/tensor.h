@@ -14,10 +14,11 @@ struct Tensor {
     int64_t cols = 0;
     int64_t stride = 0; // elements from one row to the next; == cols unless this is a column slice
     void* data = nullptr; // an address of the backend that owns the memory
-    // kI8 only: element (r, c) is its code times scales[c / 128 * scale_stride + r]. Kernels may
-    // read the scales of 256 rows beyond the last.
+    // kI8 only: element (r, c) is its code times scales[c / scale_group * scale_stride + r]; the
+    // last group of a row may be short. Kernels may read the scales of 256 rows beyond the last.
     float* scales = nullptr;
     int64_t scale_stride = 0;
+    int scale_group = kGroup; // or kWideGroup
 
     bool empty() const { return data == nullptr; }
     bool contiguous() const { return stride == cols; }
@@ -39,12 +40,15 @@ struct Tensor {
         if (scales) t.scales = scales + begin;
         return t;
     }
-    // Columns [begin, begin + n) of a float matrix, or whole groups of kI8.
+    // Columns [begin, begin + n) of a float matrix, or groups of kI8. A slice that begins inside a
+    // group has no scales, and no op takes it.
     Tensor slice_cols(int64_t begin, int64_t n) const {
         Tensor t = *this;
         t.cols = n;
         t.data = static_cast<uint8_t*>(data) + row_bytes(dtype, begin);
-        if (scales) t.scales = scales + begin / kGroup * scale_stride;
+        if (scales)
+            t.scales =
+                begin % scale_group == 0 ? scales + begin / scale_group * scale_stride : nullptr;
         return t;
     }
 };
@@ -53,6 +57,10 @@ inline Tensor f32_matrix(float* data, int64_t rows, int64_t cols) {
     return Tensor{DType::kF32, rows, cols, cols, data};
 }
 
+// Groups of a row of an I8 matrix.
+inline int64_t scale_groups(int64_t cols, int scale_group) {
+    return (cols + scale_group - 1) / scale_group;
+}
 // The least distance of the scales of two groups of an I8 matrix.
 inline int64_t scale_stride_of(int64_t rows) {
     return (rows + 15) / 16 * 16 + 256;

@@ -73,22 +73,32 @@ Status Transformer::load(const TransformerConfig& c, WeightLoader& loader) {
         BONSAI_TRY(load_single("dit.single_transformer_blocks." + std::to_string(i) + ".", loader,
                                &single_blocks_[i]));
     quantised_ = width % kGroup == 0 && c.mlp_width % kGroup == 0;
+    low_bit_ = true;
+    const auto note = [&](const Tensor& weight) {
+        quantised_ = quantised_ && meets_codes(weight.dtype);
+        low_bit_ = low_bit_ && is_low_bit(weight.dtype);
+    };
     for (const DoubleBlock& w : double_blocks_)
         for (const Side* s : {&w.image, &w.text})
             for (const Tensor* t : {&s->q, &s->k, &s->v, &s->out, &s->linear_in, &s->linear_out})
-                quantised_ = quantised_ && meets_codes(t->dtype);
+                note(*t);
     for (const SingleBlock& w : single_blocks_)
         for (const Tensor* t : {&w.qkv, &w.mlp_in, &w.out})
-            quantised_ = quantised_ && meets_codes(t->dtype);
+            note(*t);
     return Status();
 }
 
 // What the backend offers, where the weights of all blocks allow it.
 ActivationTypes Transformer::types(const Backend& backend) const {
-    if (quantised_) return backend.activations();
-    ActivationTypes floats;
-    floats.mlp_rows = backend.activations().mlp_rows;
-    return floats;
+    ActivationTypes offered = backend.activations();
+    if (!quantised_) {
+        ActivationTypes floats;
+        floats.mlp_rows = offered.mlp_rows;
+        return floats;
+    }
+    // Attention's result and the MLP's lie side by side: no group may hold both.
+    if (!low_bit_ || config_.width() % offered.low_bit_group != 0) offered.low_bit_group = kGroup;
+    return offered;
 }
 
 Status Transformer::load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block) {
@@ -362,9 +372,10 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     const ActivationTypes t = types(backend);
     Buffers b;
     BONSAI_TRY(run.arena.allocate(rows, width, &b.stream));
-    BONSAI_TRY(run.arena.allocate(rows, width, t.product, &b.h));
+    BONSAI_TRY(run.arena.allocate(rows, width, t.product, &b.h, t.low_bit_group));
     BONSAI_TRY(run.arena.allocate(rows, 3 * width, t.heads, &b.qkv));
-    BONSAI_TRY(run.arena.allocate(rows, width + config_.mlp_width, t.product, &b.joined));
+    BONSAI_TRY(
+        run.arena.allocate(rows, width + config_.mlp_width, t.product, &b.joined, t.low_bit_group));
     BONSAI_TRY(
         run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden, &b.hidden));
 

@@ -90,6 +90,7 @@ class Transformer {
     TransformerConfig config_;
     WeightSet weights_;
     bool quantised_ = false; // all products in blocks may meet int8 activations
+    bool low_bit_ = false;   // all weights of blocks are of low-bit types
     Tensor x_embedder_, context_embedder_,
         proj_out_;              // [C, channels], [C, prompt_width], [channels, C]
     Tensor time_in_, time_out_; // [C, time_channels], [C, C]

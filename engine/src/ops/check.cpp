@@ -67,10 +67,6 @@ Status check_type(const char* op, const char* name, const Tensor& t, DType other
                    format("is %s, expected F32%s%s", dtype_info(t.dtype).name,
                           other == DType::kF32 ? "" : " or ",
                           other == DType::kF32 ? "" : dtype_info(other).name));
-    if (t.dtype == DType::kI8 && (!t.scales || t.scale_stride < scale_stride_of(t.rows)))
-        return bad(op, name,
-                   format("has scales %lld apart, expected at least %lld", ll(t.scale_stride),
-                          ll(scale_stride_of(t.rows))));
     return {};
 }
 Status check_type(const char* op, const char* name, const Tensor& t, DType other, Size rows,
@@ -84,6 +80,34 @@ Status check_f32(const char* op, const char* name, const Tensor& t) {
 }
 Status check_f32(const char* op, const char* name, const Tensor& t, Size rows, Size cols) {
     return check_type(op, name, t, DType::kF32, rows, cols);
+}
+
+// What only linear layers read: floats, or codes with scales as the backend wants them.
+Status check_product(const char* op, const char* name, const Tensor& t,
+                     const ActivationTypes& types) {
+    BONSAI_TRY(check_type(op, name, t, types.product));
+    if (t.dtype != DType::kI8) return {};
+    if (t.scale_group != kGroup && t.scale_group != types.low_bit_group)
+        return bad(op, name,
+                   format("has a scale for %d inputs, expected for %d%s", t.scale_group, kGroup,
+                          types.low_bit_group == kGroup
+                              ? ""
+                              : format(" or %d", types.low_bit_group).c_str()));
+    if (!t.scales)
+        return bad(
+            op, name,
+            format("has no scales; a slice of columns begins at a multiple of %d", t.scale_group));
+    if (t.scale_stride < scale_stride_of(t.rows))
+        return bad(op, name,
+                   format("has scales %lld apart, expected at least %lld", ll(t.scale_stride),
+                          ll(scale_stride_of(t.rows))));
+    return {};
+}
+Status check_product(const char* op, const char* name, const Tensor& t,
+                     const ActivationTypes& types, Size rows, Size cols) {
+    BONSAI_TRY(check_product(op, name, t, types));
+    BONSAI_TRY(check_size(op, name, "rows", t.rows, rows));
+    return check_size(op, name, "cols", t.cols, cols);
 }
 
 Status check_alike(const char* op, const char* name, const Tensor& t, const char* other_name,
@@ -132,6 +156,10 @@ Status check_projection(const LinearArgs& args, int index, const ActivationTypes
     if (args.x.dtype == DType::kI8 && !meets_codes(p.weight.dtype))
         return bad(op, "weight",
                    format("is %s, which x of I8 cannot meet", dtype_info(p.weight.dtype).name));
+    if (args.x.dtype == DType::kI8 && args.x.scale_group != kGroup && !is_low_bit(p.weight.dtype))
+        return bad(op, "weight",
+                   format("is %s, expected a low-bit type as x has a scale for %d inputs",
+                          dtype_info(p.weight.dtype).name, args.x.scale_group));
     BONSAI_TRY(check_size(op, "weight", "cols", p.weight.cols, {args.x.cols, "x cols"}));
     const Size n = {p.weight.rows, "weight rows"};
     if (!p.bias.empty()) BONSAI_TRY(check_vector(op, "bias", p.bias, n));
@@ -152,7 +180,10 @@ Status check(const LinearArgs& args, const ActivationTypes& types) {
     if (args.count < 1 || args.count > 3)
         return fail(ErrorCode::kArgument, "%s: count %d, expected 1 to 3 projections", op,
                     args.count);
-    BONSAI_TRY(check_type(op, "x", args.x, args.exact ? DType::kF32 : types.product));
+    if (args.exact)
+        BONSAI_TRY(check_f32(op, "x", args.x));
+    else
+        BONSAI_TRY(check_product(op, "x", args.x, types));
     for (int i = 0; i < args.count; ++i) {
         Status status = check_projection(args, i, types);
         if (!status.ok())
@@ -175,8 +206,8 @@ Status check(const LayerNormArgs& args, const ActivationTypes& types) {
     BONSAI_TRY(check_f32(op, "x", args.x));
     BONSAI_TRY(check_vector(op, "scale", args.scale, {args.x.cols, "x cols"}));
     BONSAI_TRY(check_vector(op, "shift", args.shift, {args.x.cols, "x cols"}));
-    BONSAI_TRY(check_type(op, "out", args.out, types.product, {args.x.rows, "x rows"},
-                          {args.x.cols, "x cols"}));
+    BONSAI_TRY(check_product(op, "out", args.out, types, {args.x.rows, "x rows"},
+                             {args.x.cols, "x cols"}));
     return check_eps(op, args.eps);
 }
 
@@ -209,7 +240,7 @@ Status check(const AttentionArgs& args, const ActivationTypes& types) {
     BONSAI_TRY(check_type(op, "q", args.q, types.heads, {args.q.rows, "q rows"}, q_cols));
     BONSAI_TRY(check_type(op, "k", args.k, types.heads, {args.k.rows, "k rows"}, kv_cols));
     BONSAI_TRY(check_type(op, "v", args.v, types.heads, {args.k.rows, "k rows"}, kv_cols));
-    BONSAI_TRY(check_type(op, "out", args.out, types.product, {args.q.rows, "q rows"}, q_cols));
+    BONSAI_TRY(check_product(op, "out", args.out, types, {args.q.rows, "q rows"}, q_cols));
     BONSAI_TRY(check_alike(op, "k", args.k, "q", args.q));
     BONSAI_TRY(check_alike(op, "v", args.v, "q", args.q));
     BONSAI_TRY(check_distinct(op, "out", args.out, "k", args.k));
@@ -229,7 +260,7 @@ Status check(const SwigluArgs& args, const ActivationTypes& types) {
     BONSAI_TRY(check_alike(op, "up", args.up, "gate", args.gate));
     if (args.out.dtype != args.gate.dtype)
         BONSAI_TRY(check_distinct(op, "out", args.out, "gate", args.gate));
-    return check_type(op, "out", args.out, types.product, rows, cols);
+    return check_product(op, "out", args.out, types, rows, cols);
 }
 
 Status check(const SiluArgs& args, const ActivationTypes&) {

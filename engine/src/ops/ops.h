@@ -19,7 +19,10 @@ struct ActivationTypes {
     DType product = DType::kF32; // what only linear layers read, which would quantise it: F32 or I8
     DType heads = DType::kF32;   // queries, keys and values: F32 or F16
     DType hidden = DType::kF32;  // gate and up of an MLP: F32 or F16
-    int64_t mlp_rows = 1024;     // tokens an MLP takes at a time
+    // How many inputs of an I8 product share a scale where all weights are low-bit: kGroup, which
+    // is always taken, or kWideGroup.
+    int low_bit_group = kGroup;
+    int64_t mlp_rows = 1024; // tokens an MLP takes at a time
 };
 
 // One output of a linear layer: y = x W^T + bias, stored, or added to what `out` holds.
