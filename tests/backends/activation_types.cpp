@@ -2,25 +2,54 @@
 // The types of activations that a backend prefers change nothing but the bytes that move: what an
 // op writes as I8 gives the same products, bit for bit, as the floats it writes otherwise; and F16
 // is close.
+#include <algorithm>
 #include <cmath>
 
 #include "backends/arena.h"
+#include "core/half.h"
 #include "device_case.h"
 
 namespace backend_test {
 
 namespace {
 
-constexpr int64_t kRows = 77, kIn = 512, kOut = 48;
+constexpr int64_t kRows = 77, kIn = 640, kOut = 48; // a group of 512 and a short one
+
+// The codes of an I8 matrix row by row, and its scales.
+struct Coded {
+    std::vector<int8_t> codes;
+    std::vector<float> scales;
+    bool operator==(const Coded& o) const { return codes == o.codes && scales == o.scales; }
+};
+
+// As backends/cuda/quantize_group.cuh states it.
+Coded codes_of(const std::vector<float>& values, int64_t cols, int group) {
+    Coded out;
+    const auto rows = static_cast<int64_t>(values.size()) / cols;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t first = 0; first < cols; first += group) {
+            const float* x = &values[static_cast<size_t>(r * cols + first)];
+            const int64_t count = std::min<int64_t>(group, cols - first);
+            float largest = 0;
+            for (int64_t i = 0; i < count; ++i)
+                largest = std::max(largest, std::fabs(x[i]));
+            const bool usable = largest >= 0x1p-100f;
+            const float inverse = usable ? 127.0f / largest : 0.0f;
+            out.scales.push_back(usable ? largest / 127.0f : 0.0f);
+            for (int64_t i = 0; i < count; ++i)
+                out.codes.push_back(static_cast<int8_t>(std::nearbyint(x[i] * inverse)));
+        }
+    return out;
+}
 
 // Floats on the device and a weight, made by a Case, whose own comparison is not needed here.
 struct Bench {
     explicit Bench(Pair& pair) : backend(*pair.device), inputs(pair, "activation types") {
         CHECK_OK(Arena::create(backend, 64 << 20, &arena));
     }
-    Tensor make(int64_t rows, int64_t cols, DType dtype) {
+    Tensor make(int64_t rows, int64_t cols, DType dtype, int scale_group = kGroup) {
         Tensor out;
-        CHECK_OK(arena->allocate(rows, cols, dtype, &out));
+        CHECK_OK(arena->allocate(rows, cols, dtype, &out, scale_group));
         return out;
     }
     // out = x W^T
@@ -37,17 +66,49 @@ struct Bench {
         arena->release(&out);
         return values;
     }
-    // The op's result as floats and as I8, whole and rows from 16 on, gives the same product.
-    void compare(const char* what, int64_t cols, const Tensor& weight,
+    // The op's result as I8 is the codes of its result as floats; and both, whole and rows from 16
+    // on, give the same product where the device makes such groups of floats, too. Codes of
+    // attention in groups of 512 come from f16.
+    void compare(const char* what, int64_t cols, const Tensor& weight, bool through_f16,
                  const std::function<Status(const Tensor& out)>& op) {
-        const Tensor floats = make(kRows, cols, DType::kF32), codes = make(kRows, cols, DType::kI8);
-        CHECK_OK(op(floats));
-        CHECK_OK(op(codes));
-        const bool whole = product(floats, weight) == product(codes, weight);
-        const bool rows =
-            product(floats.slice_rows(16, 21), weight) == product(codes.slice_rows(16, 21), weight);
-        if (!whole || !rows) std::printf("%s: whole %d, rows %d\n", what, whole, rows);
-        CHECK(whole && rows);
+        const int low_bit = backend.activations().low_bit_group;
+        const int usual = is_low_bit(weight.dtype) ? low_bit : kGroup;
+        for (const int group : {kGroup, low_bit}) {
+            if (group > usual) continue;
+            Tensor floats = make(kRows, cols, DType::kF32),
+                   codes = make(kRows, cols, DType::kI8, group);
+            CHECK_OK(op(floats));
+            CHECK_OK(op(codes));
+            std::vector<float> values(static_cast<size_t>(kRows * cols));
+            CHECK_OK(backend.read(floats, values.data()));
+            for (float& value : values)
+                if (through_f16 && group == kWideGroup) value = f16_to_f32(f32_to_f16(value));
+            const bool same = read_codes(codes) == codes_of(values, cols, group);
+            CHECK_OK(backend.write(floats, values.data()));
+            const bool products = group != usual || same_products(floats, codes, weight);
+            if (!same || !products)
+                std::printf("%s, groups of %d: codes %d, products %d\n", what, group, same,
+                            products);
+            CHECK(same && products);
+            arena->release(&floats);
+            arena->release(&codes);
+        }
+    }
+    bool same_products(const Tensor& a, const Tensor& b, const Tensor& weight) {
+        return product(a, weight) == product(b, weight) &&
+               product(a.slice_rows(16, 21), weight) == product(b.slice_rows(16, 21), weight);
+    }
+    Coded read_codes(const Tensor& t) {
+        const int64_t groups = scale_groups(t.cols, t.scale_group);
+        std::vector<float> scales(static_cast<size_t>(groups * t.scale_stride));
+        Coded found;
+        found.codes.resize(static_cast<size_t>(t.rows * t.cols));
+        CHECK_OK(backend.read(t, found.codes.data()));
+        CHECK_OK(backend.read(f32_matrix(t.scales, groups, t.scale_stride), scales.data()));
+        for (int64_t r = 0; r < t.rows; ++r)
+            for (int64_t g = 0; g < groups; ++g)
+                found.scales.push_back(scales[static_cast<size_t>(g * t.scale_stride + r)]);
+        return found;
     }
 
     Backend& backend;
@@ -75,7 +136,7 @@ TEST(device_products_of_codes) {
                          scale = b.inputs.random(1, kIn).on[1],
                          shift = b.inputs.random(1, kIn).on[1];
             b.inputs.run([](Side) { return Status(); }); // writes the inputs
-            b.compare(dtype_info(dtype).name, kIn, weight, [&](const Tensor& out) {
+            b.compare(dtype_info(dtype).name, kIn, weight, false, [&](const Tensor& out) {
                 return b.backend.layer_norm({x, scale, shift, out, 1e-6f});
             });
         }
@@ -90,7 +151,7 @@ TEST(device_swiglu_and_attention_to_codes) {
         const Tensor both = b.inputs.random(kRows, 2 * kIn, 0, 0, 0, 4).on[1],
                      qkv = b.inputs.random(kRows, 3 * kIn).on[1];
         b.inputs.run([](Side) { return Status(); });
-        b.compare("swiglu", kIn, weight, [&](const Tensor& out) {
+        b.compare("swiglu", kIn, weight, false, [&](const Tensor& out) {
             return b.backend.swiglu({both.slice_cols(0, kIn), both.slice_cols(kIn, kIn), out});
         });
         AttentionArgs attention;
@@ -100,18 +161,38 @@ TEST(device_swiglu_and_attention_to_codes) {
         attention.heads = attention.kv_heads = kIn / 128;
         attention.head_dim = 128;
         attention.scale = 0.1f;
-        b.compare("attention", kIn, weight, [&](const Tensor& out) {
+        b.compare("attention", kIn, weight, true, [&](const Tensor& out) {
             attention.out = out;
             return b.backend.attention(attention);
         });
         // Side by side in one matrix, as in a single block.
-        const Tensor wide = b.inputs.weight(DType::kPQ2_0, kOut, 2 * kIn).on[1];
-        b.compare("joined", 2 * kIn, wide, [&](const Tensor& out) {
-            attention.out = out.slice_cols(0, kIn);
-            BONSAI_TRY(b.backend.attention(attention));
-            return b.backend.swiglu(
-                {both.slice_cols(0, kIn), both.slice_cols(kIn, kIn), out.slice_cols(kIn, kIn)});
-        });
+        const int64_t width = 512;
+        const Tensor joint = b.inputs.weight(DType::kPQ2_0, kOut, width + kIn).on[1];
+        attention.q = qkv.slice_cols(0, width);
+        attention.k = qkv.slice_cols(kIn, width);
+        attention.v = qkv.slice_cols(2 * kIn, width);
+        attention.heads = attention.kv_heads = width / 128;
+        for (const int group : {kGroup, b.backend.activations().low_bit_group}) {
+            const Tensor floats = b.make(kRows, width + kIn, DType::kF32),
+                         codes = b.make(kRows, width + kIn, DType::kI8, group);
+            for (const Tensor& out : {floats, codes}) {
+                attention.out = out.slice_cols(0, width);
+                CHECK_OK(b.backend.attention(attention));
+                CHECK_OK(b.backend.swiglu({both.slice_cols(0, kIn), both.slice_cols(kIn, kIn),
+                                           out.slice_cols(width, kIn)}));
+            }
+            const std::vector<float> expected = b.product(floats, joint),
+                                     found = b.product(codes, joint);
+            double error = 0, size = 0;
+            for (size_t i = 0; i < expected.size(); ++i) {
+                const double difference = static_cast<double>(found[i]) - expected[i];
+                error += difference * difference;
+                size += static_cast<double>(expected[i]) * expected[i];
+            }
+            // Halves of a 127th at most, and both round.
+            CHECK(std::sqrt(error / size) < 1e-2);
+            CHECK(size > 0);
+        }
     });
 }
 

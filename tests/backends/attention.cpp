@@ -120,13 +120,15 @@ namespace {
 class Typed {
   public:
     explicit Typed(Backend& backend) : backend_(backend) {}
-    Tensor room(DType dtype, int64_t rows, int64_t cols) {
+    Tensor room(DType dtype, int64_t rows, int64_t cols, int scale_group = kGroup) {
         Tensor t{dtype, rows, cols, cols, nullptr};
         t.data = take(static_cast<size_t>(rows) * row_bytes(dtype, cols));
         if (dtype == DType::kI8) {
             t.scale_stride = scale_stride_of(rows);
+            t.scale_group = scale_group;
             t.scales = static_cast<float*>(
-                take(static_cast<size_t>(cols / kGroup * t.scale_stride) * sizeof(float)));
+                take(static_cast<size_t>(scale_groups(cols, scale_group) * t.scale_stride) *
+                     sizeof(float)));
         }
         return t;
     }
@@ -148,15 +150,15 @@ class Typed {
             return found;
         }
         std::vector<int8_t> codes(count);
-        std::vector<float> scales(static_cast<size_t>(t.cols / kGroup * t.scale_stride));
+        const int64_t groups = scale_groups(t.cols, t.scale_group);
+        std::vector<float> scales(static_cast<size_t>(groups * t.scale_stride));
         CHECK_OK(backend_.read(t, codes.data()));
-        CHECK_OK(
-            backend_.read(f32_matrix(t.scales, t.cols / kGroup, t.scale_stride), scales.data()));
+        CHECK_OK(backend_.read(f32_matrix(t.scales, groups, t.scale_stride), scales.data()));
         for (int64_t r = 0; r < t.rows; ++r)
             for (int64_t c = 0; c < t.cols; ++c)
                 found[static_cast<size_t>(r * t.cols + c)] =
                     codes[static_cast<size_t>(r * t.cols + c)] *
-                    scales[static_cast<size_t>(c / kGroup * t.scale_stride + r)];
+                    scales[static_cast<size_t>(c / t.scale_group * t.scale_stride + r)];
         return found;
     }
 
@@ -172,7 +174,7 @@ class Typed {
 
 // Queries, keys and values side by side as behind a fused product, in the types that the backend
 // asks for.
-std::vector<float> joint_attention(Backend& backend, const Shape& s) {
+std::vector<float> joint_attention(Backend& backend, const Shape& s, int scale_group) {
     const int64_t width = int64_t{s.heads} * s.head_dim,
                   kv_width = int64_t{s.kv_heads} * s.head_dim;
     const int64_t cols = width + 2 * kv_width;
@@ -189,7 +191,7 @@ std::vector<float> joint_attention(Backend& backend, const Shape& s) {
     args.q = qkv.slice_cols(0, width), args.k = qkv.slice_cols(width, kv_width);
     args.v = qkv.slice_cols(width + kv_width, kv_width);
     args.k.rows = args.v.rows = s.keys;
-    args.out = typed.room(types.product, s.queries, width);
+    args.out = typed.room(types.product, s.queries, width, scale_group);
     args.heads = s.heads, args.kv_heads = s.kv_heads, args.head_dim = s.head_dim;
     args.scale = 2 / std::sqrt(static_cast<float>(s.head_dim)), args.causal = s.causal;
     CHECK_OK(backend.attention(args));
@@ -204,17 +206,19 @@ TEST(device_attention_types) {
         for (const Shape& s : {Shape{300, 300, 2, 2, 128, false}, Shape{150, 150, 4, 2, 64, true},
                                Shape{520, 470, 3, 1, 128, false}, Shape{260, 140, 4, 1, 128, true},
                                Shape{200, 200, 4, 4, 96, false}}) {
-            const std::vector<float> expected = joint_attention(*pair.cpu, s),
-                                     found = joint_attention(*pair.device, s);
-            float largest = 0, worst = 0;
-            for (size_t i = 0; i < expected.size(); ++i) {
-                largest = std::max(largest, std::fabs(expected[i]));
-                const float error = std::fabs(found[i] - expected[i]);
-                worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+            const std::vector<float> expected = joint_attention(*pair.cpu, s, kGroup);
+            for (const int group : {kGroup, pair.device->activations().low_bit_group}) {
+                const std::vector<float> found = joint_attention(*pair.device, s, group);
+                float largest = 0, worst = 0;
+                for (size_t i = 0; i < expected.size(); ++i) {
+                    largest = std::max(largest, std::fabs(expected[i]));
+                    const float error = std::fabs(found[i] - expected[i]);
+                    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+                }
+                std::printf("%s, groups of %d: off by %.2e of the largest\n", name_of(s, 0).c_str(),
+                            group, static_cast<double>(worst / largest));
+                CHECK(worst < 6e-3f * largest);
             }
-            std::printf("%s: off by %.2e of the largest\n", name_of(s, 0).c_str(),
-                        static_cast<double>(worst / largest));
-            CHECK(worst < 6e-3f * largest);
         }
     });
 }

@@ -31,10 +31,31 @@ std::string name_of(DType dtype, const Shape& s, const char* what) {
                   static_cast<long long>(s.in), what);
 }
 
+// Inputs of a product with weights of `types`. Where the device shares scales among more of them
+// than the CPU does, both must come to the same codes: multiples of a power of two, the largest of
+// each group of 128 being 127 times that.
+Operand inputs(Case& c, Pair& pair, Precision precision, std::initializer_list<DType> types,
+               int64_t rows, int64_t cols, int64_t gap = 0, int64_t shift = 0) {
+    bool wide = precision == Precision::kFast &&
+                pair.device->activations().low_bit_group != kGroup && cols % kGroup == 0;
+    for (const DType dtype : types)
+        wide = wide && (is_low_bit(dtype) || !is_block_quantized(dtype));
+    if (!wide) return c.random(rows, cols, gap, shift);
+    uint32_t state = 1;
+    const auto value = [state](int64_t r, int64_t k) mutable {
+        state = state * 1664525 + 1013904223;
+        const int code = k % kGroup == r % kGroup ? -127 : static_cast<int>(state >> 8) % 128;
+        return static_cast<float>(state >> 31 ? -code : code) * (r % 3 == 0   ? 0x1p-7f
+                                                                 : r % 3 == 1 ? 0x1p-3f
+                                                                              : 0x1p-9f);
+    };
+    return c.filled(rows, cols, value, gap, shift);
+}
+
 void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
     Case c(pair, name_of(dtype, s, "plain"));
-    const Operand x = c.random(s.rows, s.in), w = c.weight(dtype, s.out, s.in),
-                  y = c.room(s.rows, s.out);
+    const Operand x = inputs(c, pair, precision, {dtype}, s.rows, s.in),
+                  w = c.weight(dtype, s.out, s.in), y = c.room(s.rows, s.out);
     c.run([&](Side side) {
         LinearArgs args;
         args.x = x[side];
@@ -49,9 +70,9 @@ void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
 // Strided rows that begin anywhere, bias, accumulation and gate.
 void run_added(Pair& pair, Precision precision, DType dtype, const Shape& s) {
     Case c(pair, name_of(dtype, s, "strided, bias, accumulate, gate"));
-    const Operand x = c.random(s.rows, s.in, 5, 3), w = c.weight(dtype, s.out, s.in),
-                  bias = c.random(1, s.out), gate = c.random(1, s.out, 0, 1),
-                  y = c.random(s.rows, s.out, 7, 1);
+    const Operand x = inputs(c, pair, precision, {dtype}, s.rows, s.in, 5, 3),
+                  w = c.weight(dtype, s.out, s.in), bias = c.random(1, s.out),
+                  gate = c.random(1, s.out, 0, 1), y = c.random(s.rows, s.out, 7, 1);
     c.run([&](Side side) {
         LinearArgs args;
         args.x = x[side];
@@ -69,7 +90,9 @@ void run_added(Pair& pair, Precision precision, DType dtype, const Shape& s) {
 
 void run_three(Pair& pair, Precision precision, const DType (&types)[3], const Shape& s) {
     Case c(pair, name_of(types[0], s, "three projections"));
-    const Operand x = c.random(s.rows, s.in, 4, 4), y = c.random(s.rows, 3 * s.out + 40, 4, 0);
+    const Operand x = inputs(c, pair, precision, {types[0], types[1], types[2]}, s.rows, s.in, 4,
+                             4),
+                  y = c.random(s.rows, 3 * s.out + 40, 4, 0);
     const int64_t sizes[3] = {s.out, s.out + 16, s.out + 24};
     Operand weights[3];
     for (int i = 0; i < 3; ++i)
@@ -158,8 +181,8 @@ TEST(device_linear_slices) {
     for_each_device(Precision::kFast, [](Pair& pair) {
         for (const DType dtype : {DType::kPTQ1_0, DType::kQ1_0, DType::kQ4_1, DType::kF16}) {
             Case c(pair, format("%s, slices", dtype_info(dtype).name));
-            const Operand x = c.random(50, 256), w = c.weight(dtype, 336, 256),
-                          y = c.random(50, 336);
+            const Operand x = inputs(c, pair, Precision::kFast, {dtype}, 50, 256),
+                          w = c.weight(dtype, 336, 256), y = c.random(50, 336);
             c.run([&](Side side) {
                 LinearArgs args;
                 args.x = x[side];

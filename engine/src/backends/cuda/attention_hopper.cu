@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention_hopper: out = softmax(scale * q k^T) v on sm_90a, heads of 72 to 128.
 // Layout:   q, k, v f16, read through tensor maps, or f32; out f32, or int8 codes with a scale for
-//           each row and head; row strides. f32 keys and values are first rounded into scratch as
+//           each row and head, or for four heads: then f16 goes to scratch, and quantize_rows makes
+//           the codes; row strides. f32 keys and values are first rounded into scratch as
 //           tiles of kKeys keys, each the bytes that shared memory wants (see hopper.cuh): k as
 //           [2][kKeys][64 dimensions], v transposed as [kKeys / 64][128 dimensions][64 keys].
 // Maths:    as attention_mma: f16 operands, f32 sums, softmax in one pass, base 2.
@@ -15,6 +16,7 @@
 
 #include "backends/cuda/attention.h"
 #include "backends/cuda/attention_hopper.cuh"
+#include "backends/cuda/kernels.h"
 #include "backends/cuda/tensor_map.h"
 
 namespace bonsai::cuda {
@@ -136,10 +138,10 @@ static Status split_last(const Context& context, int blocks, Flash* f) {
     return context.scratch->get(lines, &f->part_stats);
 }
 
-template <int kKeys, bool kDirect, bool kCodes>
+template <int kKeys, bool kDirect, Result kResult>
 static Status launch(const Context& context, const Flash& f, const Maps& maps) {
     constexpr int kBytes = Shared<kKeys>::kBytes;
-    auto* kernel = flash_kernel<kKeys, kDirect, kCodes>;
+    auto* kernel = flash_kernel<kKeys, kDirect, kResult>;
     BONSAI_TRY(
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
               "attention"));
@@ -148,38 +150,48 @@ static Status launch(const Context& context, const Flash& f, const Maps& maps) {
         f, maps);
     BONSAI_TRY(check_launch("attention"));
     if (split == 0) return Status();
-    merge_kernel<kKeys, kCodes>
+    merge_kernel<kKeys, kResult>
         <<<static_cast<unsigned>(split * kQueries / 8), 256, 0, context.stream>>>(f);
     return check_launch("attention merge");
 }
 
-template <int kKeys> static Status run(const Context& context, const AttentionArgs& args) {
-    Flash f = {};
-    f.queries = static_cast<int>(args.q.rows), f.keys = static_cast<int>(args.k.rows);
-    f.tiles = (f.keys + kKeys - 1) / kKeys;
-    f.head_dim = args.head_dim, f.heads = args.heads, f.shared_by = args.heads / args.kv_heads;
-    f.scale = base2_scale(args.scale), f.sign_q = sign_of(args.scale), f.causal = args.causal;
-    const bool codes = args.out.dtype == DType::kI8, direct = mappable(args);
-    if (codes) {
-        f.codes = code_rows(args.out);
-    } else {
-        f.out = args.out.f32(), f.out_stride = args.out.stride;
-    }
-    BONSAI_TRY(split_last(context, f.tiles, &f));
+// Once the operands and what is written are known.
+template <int kKeys, Result kResult>
+static Status run(const Context& context, const AttentionArgs& args, Flash& f) {
     Maps maps = {};
-    if (direct) {
+    if (mappable(args)) {
         BONSAI_TRY(map_operands(args, kKeys, &maps));
         f.aligned = f.out_stride % 2 == 0 && reinterpret_cast<uintptr_t>(f.out) % 8 == 0;
-        return codes ? launch<kKeys, true, true>(context, f, maps)
-                     : launch<kKeys, true, false>(context, f, maps);
+        return launch<kKeys, true, kResult>(context, f, maps);
     }
     f.q = args.q.f32(), f.q_stride = args.q.stride;
     f.aligned = f.q_stride % 4 == 0 && f.out_stride % 4 == 0 &&
                 reinterpret_cast<uintptr_t>(f.q) % 16 == 0 &&
                 reinterpret_cast<uintptr_t>(f.out) % 16 == 0;
     BONSAI_TRY(round_operands<kKeys>(context, args, &f));
-    return codes ? launch<kKeys, false, true>(context, f, maps)
-                 : launch<kKeys, false, false>(context, f, maps);
+    return launch<kKeys, false, kResult>(context, f, maps);
+}
+
+template <int kKeys> static Status attend(const Context& context, const AttentionArgs& args) {
+    Flash f = {};
+    f.queries = static_cast<int>(args.q.rows), f.keys = static_cast<int>(args.k.rows);
+    f.tiles = (f.keys + kKeys - 1) / kKeys;
+    f.head_dim = args.head_dim, f.heads = args.heads, f.shared_by = args.heads / args.kv_heads;
+    f.scale = base2_scale(args.scale), f.sign_q = sign_of(args.scale), f.causal = args.causal;
+    BONSAI_TRY(split_last(context, f.tiles, &f));
+    const Tensor& out = args.out;
+    if (out.dtype != DType::kI8) {
+        f.out = out.f32(), f.out_stride = out.stride;
+        return run<kKeys, Result::kFloats>(context, args, f);
+    }
+    if (out.scale_group == kDim) {
+        f.codes = code_rows(out);
+        return run<kKeys, Result::kCodes>(context, args, f);
+    }
+    BONSAI_TRY(context.scratch->get(static_cast<size_t>(out.rows * out.cols), &f.halves));
+    BONSAI_TRY((run<kKeys, Result::kHalves>(context, args, f)));
+    const Tensor halves = {DType::kF16, out.rows, out.cols, out.cols, f.halves};
+    return quantize_rows(context, halves, quantized_rows(out));
 }
 
 bool hopper_takes(const AttentionArgs& args) {
@@ -189,7 +201,7 @@ bool hopper_takes(const AttentionArgs& args) {
 }
 
 Status attention_hopper(const Context& context, const AttentionArgs& args) {
-    return run<128>(context, args);
+    return attend<128>(context, args);
 }
 
 } // namespace bonsai::cuda

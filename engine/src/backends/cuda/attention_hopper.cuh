@@ -27,6 +27,7 @@ struct Flash {
     float scale, sign_q;  // see base2_scale
     bool causal, aligned; // aligned: rows of q and out begin at multiples of 16 bytes
     CodeRows codes;       // kCodes: instead of `out`
+    __half* halves;       // kHalves: instead of `out`, [queries, heads * kDim]
     // Tiles of queries, counted head by head. The first `whole` are done by one block each; each of
     // the others by `parts` blocks, which share its keys and leave sums to merge_kernel.
     int whole, parts;
@@ -45,26 +46,9 @@ struct Maps {
     CUtensorMap q, k, v;
 };
 
-// How quantize_group makes codes of 128 numbers, for other divisions among threads.
-struct GroupScale {
-    float scale, inverse; // inverse 0: all codes are 0
-    __device__ __forceinline__ int code(float x) const {
-        return inverse > 0 ? __float2int_rn(__fmul_rn(x, inverse)) : 0;
-    }
-};
-
-// From the largest magnitude and the sum of magnitudes (which keeps a NaN) of what each of `lanes`
-// neighbouring lanes holds.
-__device__ __forceinline__ GroupScale group_scale(float largest, float sum, int lanes) {
-    for (int d = 1; d < lanes; d *= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, d));
-        sum += __shfl_xor_sync(~0u, sum, d);
-    }
-    const bool finite = sum == sum && largest <= 3.402823466e38f;
-    if (!finite) return {__int_as_float(0x7FC00000), 0.0f};
-    if (largest < 0x1p-100f) return {0.0f, 0.0f};
-    return {__fdiv_rn(largest, 127.0f), __fdiv_rn(127.0f, largest)};
-}
+// What is written: f32, f16 whose heads have kDim dimensions, or int8 codes with a scale for each
+// head.
+enum class Result { kFloats, kHalves, kCodes };
 
 enum Barrier { kFullK, kFullV, kEmptyK, kEmptyV };
 
@@ -278,11 +262,11 @@ __device__ __forceinline__ void store_codes(const Flash& f, int group, int first
         const GroupScale scale = group_scale(largest, sum, 4);
 #pragma unroll
         for (int j = 0; j < kDim / 8; ++j) {
-            const int x = scale.code(out[4 * j + 2 * r] * factor);
-            const int y = scale.code(out[4 * j + 2 * r + 1] * factor);
+            const uint32_t two =
+                scale.codes(out[4 * j + 2 * r] * factor, out[4 * j + 2 * r + 1] * factor, 0, 0);
             asm volatile(
                 "st.shared.u16 [%0], %1;" ::"r"(room + (row + 8 * r) * 128 + j * 8 + lane % 4 * 2),
-                "h"(static_cast<uint16_t>((x & 255) | (y & 255) << 8))
+                "h"(static_cast<uint16_t>(two))
                 : "memory");
         }
         if (lane % 4 == 0 && first_row + row + 8 * r < f.queries)
@@ -299,6 +283,41 @@ __device__ __forceinline__ void store_codes(const Flash& f, int group, int first
         if (first_row + piece / 8 < f.queries)
             *reinterpret_cast<uint4*>(f.codes.codes + (first_row + piece / 8) * f.codes.stride +
                                       int64_t{head} * kDim + piece % 8 * 16) = x;
+    }
+}
+
+// The result as f16. `room`: 64 rows of 256 bytes of shared memory that only this warpgroup uses;
+// 16-byte pieces are swizzled by the row.
+__device__ __forceinline__ void store_halves(const Flash& f, int group, int first_row, int head,
+                                             uint32_t room, float (&total)[2],
+                                             const float (&out)[kDim / 2]) {
+    const int lane = static_cast<int>(threadIdx.x) % 128, row = lane / 32 * 16 + lane % 32 / 4;
+    group_sync(1 + group, 128); // `room` held operands
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        total[r] += __shfl_xor_sync(~0u, total[r], 1);
+        total[r] += __shfl_xor_sync(~0u, total[r], 2);
+        const float factor = 1.0f / total[r];
+        const uint32_t to = room + (row + 8 * r) * 256 + lane % 4 * 4;
+#pragma unroll
+        for (int j = 0; j < kDim / 8; ++j) {
+            const uint32_t two =
+                pack_clamped(out[4 * j + 2 * r] * factor, out[4 * j + 2 * r + 1] * factor);
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + ((j ^ row % 8) << 4)), "r"(two)
+                         : "memory");
+        }
+    }
+    group_sync(1 + group, 128);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const int piece = lane + i * 128, line = piece / 16, at = piece % 16;
+        uint4 x;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                     : "r"(room + line * 256 + ((at ^ line % 8) << 4)));
+        if (first_row + line < f.queries)
+            *reinterpret_cast<uint4*>(
+                f.halves + (int64_t{first_row + line} * f.heads + head) * kDim + at * 8) = x;
     }
 }
 
@@ -320,7 +339,7 @@ __device__ __forceinline__ void store_part(const Flash& f, int part, int row, fl
 }
 
 // A warpgroup: `group` 0 or 1.
-template <int kKeys, bool kDirect, bool kCodes>
+template <int kKeys, bool kDirect, Result kResult>
 __device__ __forceinline__ void consume(const Flash& f, uint32_t base, int group,
                                         const Share& share) {
     using S = Shared<kKeys>;
@@ -376,8 +395,10 @@ __device__ __forceinline__ void consume(const Flash& f, uint32_t base, int group
     pin(out);
     if (share.part >= 0)
         store_part(f, share.part, row - share.first_row, maximum, total, out);
-    else if constexpr (kCodes)
+    else if constexpr (kResult == Result::kCodes)
         store_codes(f, group, first_row, share.head, q, total, out);
+    else if constexpr (kResult == Result::kHalves)
+        store_halves(f, group, first_row, share.head, q, total, out);
     else
         store_rows(f, row, share.head, total, out);
 }
@@ -398,8 +419,8 @@ template <int kKeys> __device__ __forceinline__ Share share_of(const Flash& f, i
     return {tile * kQueries, head, head / f.shared_by, begin, end - begin, part};
 }
 
-// kDirect: operands through tensor maps of f16 matrices. kCodes: the result is quantised.
-template <int kKeys, bool kDirect, bool kCodes>
+// kDirect: operands through tensor maps of f16 matrices.
+template <int kKeys, bool kDirect, Result kResult>
 static __global__ void __launch_bounds__(kThreads, 1)
     flash_kernel(const Flash f, const __grid_constant__ Maps maps) {
 #if defined(BONSAI_SM90A)
@@ -430,13 +451,13 @@ static __global__ void __launch_bounds__(kThreads, 1)
         }
     } else {
         registers_grow<240>();
-        consume<kKeys, kDirect, kCodes>(f, base, group, share);
+        consume<kKeys, kDirect, kResult>(f, base, group, share);
     }
 #endif
 }
 
 // A warp a query: joins the parts of its tile.
-template <int kKeys, bool kCodes>
+template <int kKeys, Result kResult>
 static __global__ void __launch_bounds__(256) merge_kernel(const Flash f) {
     const int line = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32), lane = threadIdx.x % 32;
     const int tile = line / kQueries, row = line % kQueries;
@@ -459,8 +480,12 @@ static __global__ void __launch_bounds__(256) merge_kernel(const Flash f) {
     }
     const float factor = 1.0f / total;
     const float y[4] = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
-    if constexpr (kCodes) {
-        f.codes.store(query, share.head, lane, quantize_group(make_float4(y[0], y[1], y[2], y[3])));
+    if constexpr (kResult == Result::kCodes) {
+        f.codes.store_group(query, share.head, lane, make_float4(y[0], y[1], y[2], y[3]));
+    } else if constexpr (kResult == Result::kHalves) {
+        *reinterpret_cast<uint2*>(f.halves + (int64_t{query} * f.heads + share.head) * kDim +
+                                  lane * 4) =
+            make_uint2(pack_clamped(y[0], y[1]), pack_clamped(y[2], y[3]));
     } else {
         float* out = f.out + query * f.out_stride + int64_t{share.head} * f.head_dim + lane * 4;
 #pragma unroll

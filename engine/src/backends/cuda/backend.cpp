@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "backends/cuda/devices.h"
-#include "backends/cuda/kernels.h"
+#include "backends/cuda/linear.h"
 
 namespace bonsai::cuda {
 
@@ -203,6 +203,7 @@ ActivationTypes CudaBackend::activations() const {
     if (context_.precision == Precision::kFast) {
         types.product = DType::kI8;
         types.heads = types.hidden = DType::kF16;
+        if (linear_hopper_serves(context_, DType::kPQ2_0)) types.low_bit_group = kWideGroup;
     }
     return types;
 }

@@ -13,14 +13,20 @@ Status check_code();
 
 Status linear(const Context& context, const LinearArgs& args);
 
-// Activations as int8: x[m, k] ~ scale[k / 128, m] * q[m, k].
+// Activations as int8: x[m, k] ~ scale[k / group, m] * q[m, k].
 struct QuantizedRows {
     int8_t* q = nullptr;        // row m begins at byte m * stride, a multiple of 16
-    float* scale = nullptr;     // [K / 128, scale_stride]
+    float* scale = nullptr;     // [K / group rounded up, scale_stride]
     float* block_sum = nullptr; // [K / 32, scale_stride]: sums of q; read for Q4_1 weights only
     int64_t rows = 0, cols = 0; // M, K; K is a multiple of 128
     int64_t stride = 0;
     int64_t scale_stride = 0; // quantized_scale_stride(rows)
+    int group = kGroup;       // or kWideGroup
+
+    // The row of `scale` for columns 128 g to 128 g + 127.
+    constexpr int64_t scale_row(int g) const {
+        return group == kGroup ? g : g / (kWideGroup / kGroup);
+    }
 };
 // Kernels read the scales of whole tiles of tokens: what lies behind M may hold anything.
 inline int64_t quantized_scale_stride(int64_t rows) {
@@ -28,12 +34,19 @@ inline int64_t quantized_scale_stride(int64_t rows) {
 }
 // An I8 matrix, which has no sums.
 inline QuantizedRows quantized_rows(const Tensor& x) {
-    return {
-        static_cast<int8_t*>(x.data), x.scales, nullptr, x.rows, x.cols, x.stride, x.scale_stride};
+    return {static_cast<int8_t*>(x.data),
+            x.scales,
+            nullptr,
+            x.rows,
+            x.cols,
+            x.stride,
+            x.scale_stride,
+            x.scale_group};
 }
 // Memory for `rows` x `cols` from the context's scratch.
-Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, QuantizedRows* out);
-// The bytes of cpu/generic/quantize.cpp.
+Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, int group,
+                          QuantizedRows* out);
+// x f32 or f16. In groups of kGroup the bytes of cpu/generic/quantize.cpp.
 Status quantize_rows(const Context& context, const Tensor& x, const QuantizedRows& out);
 // linear with an input that is quantised already (args.x tells its shape only); every weight is
 // block-quantised, whatever args.exact says.

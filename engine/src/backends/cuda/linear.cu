@@ -42,6 +42,15 @@ Status project_quantized(const Context& context, const QuantizedRows& x, const L
     return linear_int8(context, x, args, mask);
 }
 
+// Inputs that share a scale: kWideGroup where the kernels of all weights are made for it.
+int group_of(const Context& context, const LinearArgs& args) {
+    for (int i = 0; i < args.count; ++i) {
+        const DType dtype = args.projections[i].weight.dtype;
+        if (is_block_quantized(dtype) && !linear_hopper_serves(context, dtype)) return kGroup;
+    }
+    return kWideGroup;
+}
+
 Status project_exact(const Context& context, const LinearArgs& args, unsigned mask) {
     if (args.x.rows <= kGemvRows) return linear_gemv(context, args, mask);
     return linear_exact(context, args, mask);
@@ -76,7 +85,8 @@ Status linear(const Context& context, const LinearArgs& args) {
             continue;
         }
         if (!quantized.q) {
-            BONSAI_TRY(allocate_quantized(context, args.x.rows, args.x.cols, &quantized));
+            BONSAI_TRY(allocate_quantized(context, args.x.rows, args.x.cols,
+                                          group_of(context, args), &quantized));
             BONSAI_TRY(quantize_rows(context, args.x, quantized));
         }
         BONSAI_TRY(project_quantized(context, quantized, args, mask, dtype));

@@ -32,8 +32,9 @@ struct Work {
     Parts parts;
     const float* scale; // of x
     int64_t scale_stride;
-    int64_t rows; // tokens
-    int groups;   // K / 128
+    int scale_groups; // of 128 that share a row of scales
+    int64_t rows;     // tokens
+    int groups;       // K / 128
     int token_tiles;
     int tiles;
 };
@@ -103,7 +104,7 @@ __device__ __forceinline__ void produce(const Work& work, const CUtensorMap& map
             if (lane < kTileSlabs)
                 bulk_copy(ring.weights() + lane * S::kUnitBytes, unit, S::kUnitBytes, ring.full());
             unit += S::kUnitBytes;
-            scale += work.scale_stride;
+            if ((g + 1) % work.scale_groups == 0) scale += work.scale_stride;
         }
     }
 }
@@ -288,6 +289,7 @@ Status launch(const Context& context, const QuantizedRows& x, const Parts& parts
     work.parts = parts;
     work.scale = x.scale;
     work.scale_stride = x.scale_stride;
+    work.scale_groups = x.group / kGroup;
     work.rows = x.rows;
     work.groups = static_cast<int>(x.cols / kGroup);
     work.token_tiles = static_cast<int>((x.rows + kTokens - 1) / kTokens);

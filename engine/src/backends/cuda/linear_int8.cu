@@ -110,8 +110,8 @@ template <DType kType, int kTileTokens> class Tile {
         constexpr int kPieces = kTileTokens / 4; // of a row of scales
         const int row = threadIdx.x / kPieces, at = 4 * (threadIdx.x % kPieces);
         if (row == 0)
-            copy16(to + kCodesBytes + 4 * at, x_.scale + g * x_.scale_stride + first_token_ + at,
-                   true);
+            copy16(to + kCodesBytes + 4 * at,
+                   x_.scale + x_.scale_row(g) * x_.scale_stride + first_token_ + at, true);
         else if (Type::kOffset && row < 5)
             copy16(to + kCodesBytes + row * kRowOfScales + 4 * at,
                    x_.block_sum + (4 * g + row - 1) * x_.scale_stride + first_token_ + at, true);

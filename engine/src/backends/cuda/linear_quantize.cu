@@ -1,67 +1,87 @@
 // SPDX-License-Identifier: Apache-2.0
-// quantize_rows: x[m, k] ~ scale[k / 128, m] * q[m, k], int8 codes for linear_int8
-// Layout:   x f32 rows with a stride; q row-major; scales token-innermost, as the kernels read
-//           them.
+// quantize_rows: x[m, k] ~ scale[k / group, m] * q[m, k], int8 codes for the products
+// Layout:   x f32 or f16 rows with a stride; q row-major; scales token-innermost, as the kernels
+//           read them.
 // Maths:    quantize_group.cuh.
-// Work:     a warp a group of 128, four columns a lane.
-// Roofline: reads 4 M K bytes, writes M K; memory-bound.
-#include <cmath>
-
+// Work:     a warp 512 columns of a row: a group, or four.
+// Roofline: reads 4 (f16: 2) M K bytes, writes M K; memory-bound.
 #include "backends/cuda/linear.cuh"
 #include "backends/cuda/quantize_group.cuh"
+#include "backends/cuda/rows.cuh"
 
 namespace bonsai::cuda {
 namespace {
 
 constexpr int kWarps = 8;
 
-// q is written 4 bytes a lane; x is read 16 bytes a lane where its rows allow.
-template <bool kAligned> __device__ __forceinline__ float4 load4(const float* x) {
-    if constexpr (kAligned) return *reinterpret_cast<const float4*>(x);
-    return make_float4(x[0], x[1], x[2], x[3]);
+// kAligned: rows of x allow four elements at a time.
+template <bool kAligned, typename T>
+__global__ void __launch_bounds__(32 * kWarps)
+    quantize_kernel(const T* x, int64_t x_stride, int64_t rows, int64_t cols, CodeRows out,
+                    float* block_sum) {
+    const int lane = threadIdx.x & 31;
+    const int64_t spans = (cols + kSpan - 1) / kSpan;
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + (threadIdx.x >> 5);
+    const int64_t m = index / spans, span = index % spans;
+    if (m >= rows) return;
+    const int pieces = static_cast<int>(min(int64_t{kPieces}, cols / kGroup - span * kPieces));
+    const T* from = x + m * x_stride + span * kSpan + 4 * lane;
+    float4 v[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i)
+        v[i] = i < pieces ? four(from + i * kGroup, kAligned) : make_float4(0, 0, 0, 0);
+    out.store(m, span, pieces, lane, v);
+    if (!block_sum) return;
+    const auto* words = reinterpret_cast<const int*>(out.codes + m * out.stride + span * kSpan);
+    for (int i = 0; i < pieces; ++i) {
+        int sum = __dp4a(words[32 * i + lane], 0x01010101, 0);
+#pragma unroll
+        for (int s = 4; s > 0; s >>= 1)
+            sum += __shfl_xor_sync(~0u, sum, s);
+        if ((lane & 7) == 0)
+            block_sum[(4 * (span * kPieces + i) + (lane >> 3)) * out.scale_stride + m] =
+                static_cast<float>(sum);
+    }
 }
 
-template <bool kAligned>
-__global__ void quantize_kernel(const float* x, int64_t x_stride, QuantizedRows out) {
-    const int lane = threadIdx.x & 31;
-    const int64_t groups = out.cols / kGroup;
-    const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + (threadIdx.x >> 5);
-    const int64_t m = index / groups, g = index % groups;
-    if (m >= out.rows) return;
-    const float4 v = load4<kAligned>(x + m * x_stride + g * kGroup + 4 * lane);
-    const GroupCodes group = quantize_group(v);
-    reinterpret_cast<uint32_t*>(out.q + m * out.stride + g * kGroup)[lane] = group.codes;
-    int block_sum = group.sum;
-#pragma unroll
-    for (int s = 4; s > 0; s >>= 1)
-        block_sum += __shfl_xor_sync(~0u, block_sum, s);
-    if (out.block_sum && (lane & 7) == 0)
-        out.block_sum[(4 * g + (lane >> 3)) * out.scale_stride + m] = static_cast<float>(block_sum);
-    if (lane == 0) out.scale[g * out.scale_stride + m] = group.scale;
+template <typename T>
+void launch(const Context& context, const Tensor& x, const QuantizedRows& out) {
+    const int64_t warps = x.rows * ((x.cols + kSpan - 1) / kSpan);
+    const auto blocks = static_cast<unsigned>((warps + kWarps - 1) / kWarps);
+    const auto* data = static_cast<const T*>(x.data);
+    const CodeRows codes = {out.q, out.stride, out.scale, out.scale_stride,
+                            out.group == kWideGroup};
+    const bool aligned =
+        reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0 && x.stride % 4 == 0;
+    if (aligned)
+        quantize_kernel<true><<<blocks, 32 * kWarps, 0, context.stream>>>(
+            data, x.stride, x.rows, x.cols, codes, out.block_sum);
+    else
+        quantize_kernel<false><<<blocks, 32 * kWarps, 0, context.stream>>>(
+            data, x.stride, x.rows, x.cols, codes, out.block_sum);
 }
 
 } // namespace
 
-Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, QuantizedRows* out) {
+Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, int group,
+                          QuantizedRows* out) {
     out->rows = rows;
     out->cols = cols;
     out->stride = cols;
+    out->group = group;
     out->scale_stride = quantized_scale_stride(rows);
-    const auto scales = static_cast<size_t>(cols / kGroup * out->scale_stride);
+    const auto scales = static_cast<size_t>(scale_groups(cols, group) * out->scale_stride);
+    const auto sums = static_cast<size_t>(cols / 32 * out->scale_stride);
     BONSAI_TRY(context.scratch->get(static_cast<size_t>(rows * cols), &out->q));
     BONSAI_TRY(context.scratch->get(scales, &out->scale));
-    return context.scratch->get(kGroup / 32 * scales, &out->block_sum);
+    return context.scratch->get(sums, &out->block_sum);
 }
 
 Status quantize_rows(const Context& context, const Tensor& x, const QuantizedRows& out) {
-    const int64_t warps = x.rows * (x.cols / kGroup);
-    const auto blocks = static_cast<unsigned>((warps + kWarps - 1) / kWarps);
-    if (blocks == 0) return {};
-    const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
-    if (aligned)
-        quantize_kernel<true><<<blocks, 32 * kWarps, 0, context.stream>>>(x.f32(), x.stride, out);
+    if (x.dtype == DType::kF16)
+        launch<__half>(context, x, out);
     else
-        quantize_kernel<false><<<blocks, 32 * kWarps, 0, context.stream>>>(x.f32(), x.stride, out);
+        launch<float>(context, x, out);
     return check_launch("linear: quantize_rows");
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A group of 128 activations to int8, by a warp: the bytes of cpu/generic/quantize.cpp.
-// Maths: a = max |x|; scale = a / 127; q = x * (127 / a) to nearest even; codes 0 below 2^-100; a
-//        group that is not finite gets codes 0 and scale NaN.
+// Activations to int8, a warp 512 columns of a row: the bytes of cpu/generic/quantize.cpp where a
+// group has 128, and the same rule for groups of 512.
+// Maths:    a = max |x|; scale = a / 127; q = x * (127 / a) to nearest even; codes 0 below 2^-100;
+// a
+//           group that is not finite gets codes 0 and scale NaN.
 #pragma once
 
 #include <cstdint>
@@ -10,34 +12,65 @@
 
 namespace bonsai::cuda {
 
-struct GroupCodes {
-    uint32_t codes; // of this lane's four columns, the first in the low byte
-    int sum;        // of this lane's codes
-    float scale;    // of the group
+constexpr int kSpan = 512;           // columns that a warp holds
+constexpr int kPieces = kSpan / 128; // of them, four columns a lane each
+
+struct GroupScale {
+    float scale, inverse; // inverse 0: all codes are 0
+
+    // In the low byte. Adding 1.5 * 2^23 rounds to nearest even.
+    __device__ __forceinline__ uint32_t code(float x) const {
+        return __float_as_uint(__fadd_rn(__fmul_rn(x, inverse), 12582912.0f));
+    }
+    // Four codes, the first in the low byte.
+    __device__ __forceinline__ uint32_t codes(float a, float b, float c, float d) const {
+        const uint32_t low = __byte_perm(code(a), code(b), 0x0040),
+                       high = __byte_perm(code(c), code(d), 0x0040);
+        return inverse > 0 ? __byte_perm(low, high, 0x5410) : 0;
+    }
+    __device__ __forceinline__ uint32_t codes(float4 v) const { return codes(v.x, v.y, v.z, v.w); }
 };
 
-// Lane l holds columns 4 l .. 4 l + 3.
-__device__ __forceinline__ GroupCodes quantize_group(float4 v) {
-    constexpr float kLeastGroupMagnitude = 0x1p-100f; // as cpu/table.h
-    float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-    // fmaxf drops a NaN, and a sum keeps it.
-    const float sum = (fabsf(v.x) + fabsf(v.y)) + (fabsf(v.z) + fabsf(v.w));
-    const bool nan = __any_sync(~0u, sum != sum);
+// From the largest magnitude and the sum of magnitudes (which keeps a NaN, as fmaxf does not) of
+// what each of `lanes` neighbouring lanes holds.
+__device__ __forceinline__ GroupScale group_scale(float largest, float sum, int lanes) {
 #pragma unroll
-    for (int d = 16; d > 0; d >>= 1)
+    for (int d = 1; d < lanes; d *= 2) {
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, d));
-    const bool finite = !nan && largest <= 3.402823466e38f;
-    const bool usable = finite && largest >= kLeastGroupMagnitude;
-    const float inverse = usable ? __fdiv_rn(127.0f, largest) : 0.0f;
-    const int a = usable ? __float2int_rn(__fmul_rn(v.x, inverse)) : 0;
-    const int b = usable ? __float2int_rn(__fmul_rn(v.y, inverse)) : 0;
-    const int c = usable ? __float2int_rn(__fmul_rn(v.z, inverse)) : 0;
-    const int d = usable ? __float2int_rn(__fmul_rn(v.w, inverse)) : 0;
-    GroupCodes out;
-    out.codes = (a & 255) | (b & 255) << 8 | (c & 255) << 16 | (d & 255) << 24;
-    out.sum = a + b + c + d;
-    out.scale = !finite ? __int_as_float(0x7FC00000) : usable ? __fdiv_rn(largest, 127.0f) : 0.0f;
-    return out;
+        sum += __shfl_xor_sync(~0u, sum, d);
+    }
+    const bool finite = sum == sum && largest <= 3.402823466e38f;
+    if (!finite) return {__int_as_float(0x7FC00000), 0.0f};
+    if (largest < 0x1p-100f) return {0.0f, 0.0f}; // kLeastGroupMagnitude of cpu/table.h
+    return {__fdiv_rn(largest, 127.0f), __fdiv_rn(127.0f, largest)};
+}
+
+__device__ __forceinline__ float largest_of(float4 v) {
+    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+__device__ __forceinline__ float magnitudes_of(float4 v) {
+    return (fabsf(v.x) + fabsf(v.y)) + (fabsf(v.z) + fabsf(v.w));
+}
+
+// The scales of a span's groups, piece by piece: four different ones, or one in all four.
+__device__ __forceinline__ void span_scales(const float4 (&v)[kPieces], bool wide,
+                                            GroupScale (&scales)[kPieces]) {
+    float largest[kPieces], sum[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i)
+        largest[i] = largest_of(v[i]), sum[i] = magnitudes_of(v[i]);
+    if (wide) {
+        const GroupScale one =
+            group_scale(fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3])),
+                        (sum[0] + sum[1]) + (sum[2] + sum[3]), 32);
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i)
+            scales[i] = one;
+    } else {
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i)
+            scales[i] = group_scale(largest[i], sum[i], 32);
+    }
 }
 
 // An I8 matrix as kernels write it.
@@ -46,16 +79,37 @@ struct CodeRows {
     int64_t stride; // bytes
     float* scales;
     int64_t scale_stride;
-    // By all lanes of the warp that holds the group.
-    __device__ __forceinline__ void store(int64_t row, int64_t group, int lane,
-                                          const GroupCodes& value) const {
-        reinterpret_cast<uint32_t*>(codes + row * stride + group * 128)[lane] = value.codes;
-        if (lane == 0) scales[group * scale_stride + row] = value.scale;
+    bool wide; // kWideGroup columns a scale, else kGroup
+
+    // By a whole warp: lane l has columns 512 span + 128 i + 4 l and the three behind it in v[i],
+    // i < pieces, and zeros in the others.
+    __device__ __forceinline__ void store(int64_t row, int64_t span, int pieces, int lane,
+                                          const float4 (&v)[kPieces]) const {
+        GroupScale scale[kPieces];
+        span_scales(v, wide, scale);
+        auto* words = reinterpret_cast<uint32_t*>(codes + row * stride + span * kSpan) + lane;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i)
+            if (i < pieces) words[32 * i] = scale[i].codes(v[i]);
+        if (lane != 0) return;
+        float* to = scales + (wide ? span : span * kPieces) * scale_stride + row;
+        *to = scale[0].scale;
+#pragma unroll
+        for (int i = 1; i < kPieces; ++i)
+            if (!wide && i < pieces) to[i * scale_stride] = scale[i].scale;
+    }
+    // The same for one group of 128 columns.
+    __device__ __forceinline__ void store_group(int64_t row, int64_t group, int lane,
+                                                float4 v) const {
+        const GroupScale scale = group_scale(largest_of(v), magnitudes_of(v), 32);
+        reinterpret_cast<uint32_t*>(codes + row * stride + group * 128)[lane] = scale.codes(v);
+        if (lane == 0) scales[group * scale_stride + row] = scale.scale;
     }
 };
 
 inline CodeRows code_rows(const Tensor& t) {
-    return {static_cast<int8_t*>(t.data), t.stride, t.scales, t.scale_stride};
+    return {static_cast<int8_t*>(t.data), t.stride, t.scales, t.scale_stride,
+            t.scale_group == kWideGroup};
 }
 
 } // namespace bonsai::cuda

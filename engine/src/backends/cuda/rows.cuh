@@ -3,6 +3,8 @@
 // and sums over a block whose order depends on nothing but its size.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 #include "core/tensor.h"
@@ -46,6 +48,21 @@ template <int N> __device__ void store(float* row, int64_t pack, const Pack<N>& 
     reinterpret_cast<Pack<N>*>(row)[pack] = value;
 }
 
+// Four elements of a row, at once where its address allows.
+__device__ __forceinline__ float4 four(const float* at, bool aligned) {
+    if (aligned) return *reinterpret_cast<const float4*>(at);
+    return make_float4(at[0], at[1], at[2], at[3]);
+}
+__device__ __forceinline__ float4 four(const __half* at, bool aligned) {
+    if (!aligned)
+        return make_float4(__half2float(at[0]), __half2float(at[1]), __half2float(at[2]),
+                           __half2float(at[3]));
+    const uint2 bits = *reinterpret_cast<const uint2*>(at);
+    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&bits.x)),
+                 high = __half22float2(*reinterpret_cast<const __half2*>(&bits.y));
+    return make_float4(low.x, low.y, high.x, high.y);
+}
+
 __device__ inline float warp_sum(float value) {
     for (int offset = kWarp / 2; offset > 0; offset /= 2)
         value += __shfl_xor_sync(0xffffffffu, value, offset);
@@ -65,8 +82,9 @@ __device__ inline float block_sum(float value) {
     return value;
 }
 
+// Within 2^-21: the division is by an approximate reciprocal, which is 0 from 2^126 on.
 __device__ inline float silu_of(float x) {
-    return x / (1.0f + __expf(-x));
+    return __fdividef(x, 1.0f + __expf(-x));
 }
 
 } // namespace bonsai::cuda
