@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from support import native
+from support import native, reference
 
 BENCH = native.REPOSITORY / "bench"
 sys.path.insert(0, str(BENCH))
@@ -64,6 +64,23 @@ def test_tiny(bonsai_probe, tmp_path):
     fast, exact = json.loads((tmp_path / "rows.json").read_text())
     assert fast["case"] == "fast-tiny-ternary-3000" and fast["on"] == "cpu:generic"
     assert fast["error"] > 100 * exact["error"] > 0
+
+
+@pytest.mark.skipif(
+    reference.unavailable() is not None, reason=f"live reference: {reference.unavailable()}"
+)
+def test_any_model(bonsai_probe, converted):
+    """diffusers on the file's weights, the features and the noise of the run: exact is exact."""
+    model = converted("tiny", weights="binary")
+    command = [sys.executable, BENCH / "velocity_model.py", model, "--probe", bonsai_probe]
+    done = subprocess.run(
+        [*command, "--size", "64x48"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    bf16, fast, exact = done.stdout.splitlines()[2].split("|")[2:5]
+    assert 0.1 < float(bf16.strip(" %")) < 5
+    assert 0.1 < float(fast.strip(" x")) <= 1.3
+    assert 0 < float(exact) < 1e-4
 
 
 def test_unknown_case():
