@@ -22,6 +22,7 @@ import json
 import queue
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,8 @@ class Peer:
 
     def _listen(self) -> None:
         for line in self.process.stdout:
-            self.answers.put(line)
+            if line.startswith("{"):  # compilers may print, too
+                self.answers.put(line)
         self.answers.put("")
 
     def _next(self, deadline: float) -> dict:
@@ -211,26 +213,33 @@ def prepare(peers: list[Peer], results: Results, deadline: float) -> None:
             results.note(f"{peer.way}, {failed}")
 
 
-def run(options: argparse.Namespace, cases: list[Case], results: Results, folder: Path) -> None:
-    began = time.monotonic()
-    until = began + options.budget
-    ours = Ours(cases, options, folder) if "ours" in options.ways else None
-    if ours:
-        for case in cases:
-            ours.measure(case, results, until)
-    peers = start_peers(options, cases)
-    prepare(peers, results, began + READY_SHARE * options.budget)
-    results.note(f"ready after {time.monotonic() - began:.0f} s")
+def take_turns(options, cases: list[Case], engines: list, results: Results, until: float) -> None:
+    """All rounds, each engine in front in turn."""
     for number in range(options.rounds):
-        engines = [*([ours] if ours and number else []), *peers]  # ours has had its first round
         for case in cases:
-            turns = [engine for engine in engines if case in engine.cases]
+            # Ours has had its first round already.
+            turns = [e for e in engines if case in e.cases and (number or isinstance(e, Peer))]
             at = number % max(len(turns), 1)
             for engine in turns[at:] + turns[:at]:
                 if time.monotonic() < until:
                     engine.measure(case, results, until + GRACE)
-    for peer in peers:
-        peer.stop("done")
+
+
+def run(options: argparse.Namespace, cases: list[Case], results: Results, folder: Path) -> None:
+    began = time.monotonic()
+    until = began + options.budget
+    ours = [Ours(cases, options, folder)] if "ours" in options.ways else []
+    for case in cases:
+        for engine in ours:
+            engine.measure(case, results, until)
+    peers = start_peers(options, cases)
+    try:
+        prepare(peers, results, began + READY_SHARE * options.budget)
+        results.note(f"ready after {time.monotonic() - began:.0f} s")
+        take_turns(options, cases, [*ours, *peers], results, until)
+    finally:
+        for peer in peers:
+            peer.stop("done")
     results.note(f"{time.monotonic() - began:.0f} s in all")
 
 
@@ -269,6 +278,7 @@ def main() -> int:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out, options.ways)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the peers end, too
     with tempfile.TemporaryDirectory(prefix="bonsai-gpu-") as folder:
         run(options, cases, results, Path(folder))
     results.write(with_plot=True)
