@@ -85,26 +85,28 @@ BONSAI_ALWAYS_INLINE void multiply(const Bytes* a, int64_t next_a, const Bytes* 
     }
 }
 
-// Logits of a step's keys.
+// Logits of a step's keys and two tiles of queries.
 template <class Between>
-BONSAI_ALWAYS_INLINE void multiply_keys(const Workspace& w, int64_t panel, const Block& block,
-                                        int64_t step, const Between& between) {
+BONSAI_ALWAYS_INLINE void multiply_keys(const Workspace& w, int64_t panel, int64_t tile,
+                                        const Block& block, int64_t step, const Between& between) {
     const int64_t row = w.depth / kStep * kTileBytes;
     clear();
-    multiply(block.record.k + 2 * step * row, row, w.q + panel * kPanel * row, row, w.depth / kStep,
-             between);
-    store(block.logits + step * kStep * kEdge, kKeys * kEdge);
+    multiply(block.record.k + 2 * step * row, row, w.q + (panel * kPanel + tile) * row, row,
+             w.depth / kStep, between);
+    store(block.logits + (tile * kKeys + step * kStep) * kEdge, kKeys * kEdge);
 }
 
-// out += v^T p for dimensions [32 d, 32 d + 32).
+// out += v^T p for dimensions [32 d, 32 d + 32) and two tiles of queries.
 template <class Between>
-BONSAI_ALWAYS_INLINE void multiply_values(const Workspace& w, int64_t panel, const Block& block,
-                                          int64_t d, bool first, const Between& between) {
+BONSAI_ALWAYS_INLINE void multiply_values(const Workspace& w, int64_t panel, int64_t tile,
+                                          const Block& block, int64_t d, bool first,
+                                          const Between& between) {
     constexpr int64_t kRow = kKeys / kStep * kTileBytes;
     const int64_t next = w.depth * kEdge;
-    float* out = w.out + panel * kPanel * next + d * kStep * kEdge;
+    float* out = w.out + (panel * kPanel + tile) * next + d * kStep * kEdge;
     first ? clear() : load(out, next);
-    multiply(block.record.v + 2 * d * kRow, kRow, block.p, kRow, block.steps, between);
+    multiply(block.record.v + 2 * d * kRow, kRow, block.p + tile * kRow, kRow, block.steps,
+             between);
     store(out, next);
 }
 
@@ -115,29 +117,36 @@ BONSAI_ALWAYS_INLINE void multiply_values(const Workspace& w, int64_t panel, con
 void weigh_step(const Workspace& w, int64_t panel, const Block& now, int64_t step,
                 const Block* after, const Block* before, bool first) {
     const int64_t depth = w.depth / kStep;
-    {
-        Weigher weigher(w, panel * kPanel, now.logits + step * kStep * kEdge,
-                        now.p + step * kTileBytes, depth);
+    const auto weigher = [&](int64_t tile, int64_t products) {
+        return Weigher(w, panel * kPanel + tile, now.logits + (tile * kKeys + step * kStep) * kEdge,
+                       now.p + (tile * kKeys / kStep + step) * kTileBytes, products);
+    };
+    for (int64_t i = 0; i < kPanel / 2; ++i) {
+        Weigher weights = weigher(i, depth);
         if (after != nullptr && step < after->steps)
-            multiply_keys(w, panel, *after, step, [&] { weigher.next(); });
-        weigher.finish();
+            multiply_keys(w, panel, 2 * i, *after, step, [&] { weights.next(); });
+        weights.finish();
     }
     const int64_t begin = depth * step / now.steps, end = depth * (step + 1) / now.steps;
-    Weigher weigher(w, panel * kPanel + 1, now.logits + (kKeys + step * kStep) * kEdge,
-                    now.p + (kKeys / kStep + step) * kTileBytes, (end - begin) * kKeys / kStep);
-    if (before != nullptr)
-        for (int64_t d = begin; d < end; ++d)
-            multiply_values(w, panel, *before, d, first, [&] { weigher.next(); });
-    weigher.finish();
+    for (int64_t i = 0; i < kPanel / 2; ++i) {
+        Weigher weights = weigher(kPanel / 2 + i, (end - begin) * kKeys / kStep);
+        if (before != nullptr)
+            for (int64_t d = begin; d < end; ++d)
+                multiply_values(w, panel, 2 * i, *before, d, first, [&] { weights.next(); });
+        weights.finish();
+    }
 }
 
 // Maxima of a block whose logits are there; moved[t]: those of tile t of the panel have moved.
 void raise_maxima(const Workspace& w, int64_t panel, const Block& block, bool (&moved)[kPanel]) {
+    __m512 poison = _mm512_setzero_ps();
+    for (int64_t step = 0; step < block.steps; ++step)
+        poison = _mm512_add_ps(poison, _mm512_load_ps(block.record.poison + step * kEdge));
     for (int64_t t = 0; t < kPanel; ++t) {
         float* logits = block.logits + t * kKeys * kEdge;
         for (int64_t j = block.keys; j < block.steps * kStep; ++j) // no keys: no weights
             _mm512_store_ps(logits + j * kEdge, _mm512_set1_ps(-INFINITY));
-        moved[t] = raise_maximum(w, panel * kPanel + t, logits, block.keys, block.record.poison);
+        moved[t] = raise_maximum(w, panel * kPanel + t, logits, block.keys, poison);
     }
 }
 
@@ -147,7 +156,8 @@ void attend(const AttentionArgs& args, const Workspace& w, float* packed, int64_
     const auto nothing = [] {};
     Block before = {}, now = block_at(args, w, packed, kv_head, blocks.begin), after = {};
     for (int64_t step = 0; step < now.steps; ++step)
-        multiply_keys(w, panel, now, step, nothing);
+        for (int64_t tile = 0; tile < kPanel; tile += 2)
+            multiply_keys(w, panel, tile, now, step, nothing);
     for (int64_t b = blocks.begin; b < blocks.end; ++b) {
         const bool more = b + 1 < blocks.end;
         bool moved[kPanel];
@@ -165,7 +175,8 @@ void attend(const AttentionArgs& args, const Workspace& w, float* packed, int64_
     }
     finish_stores();
     for (int64_t d = 0; d < w.depth / kStep; ++d)
-        multiply_values(w, panel, before, d, blocks.end == 1, nothing);
+        for (int64_t tile = 0; tile < kPanel; tile += 2)
+            multiply_values(w, panel, tile, before, d, blocks.end == 1, nothing);
     finish_stores();
 }
 
@@ -215,7 +226,7 @@ bool attention_fast(const AttentionArgs& args, const float* packed, int head, Ra
 void bonsai::cpu::overlay_amx_attention_fast(KernelTable& table) {
     table.attention_packed_floats = amx::packed_floats;
     table.attention_pack = amx::pack;
-    table.attention_pack_rows = amx::kKeys;
+    table.attention_pack_rows = amx::kStep;
     table.attention_fast = amx::attention_fast;
     table.attention_fast_piece_rows = amx::kQueries;
 }

@@ -15,9 +15,9 @@ namespace {
 constexpr int kTileBytes = 1024;
 constexpr int kStep = 32;       // bf16 factors of a product of tiles
 constexpr int kPanel = 2;       // tiles of queries side by side
-constexpr int kQueries = 192;   // of a piece: whole panels; 24 heads of 1536 tokens are 192 pieces
+constexpr int kQueries = 384;   // of a piece, which reads all keys and values of its head
 constexpr int kKeys = 128;      // of a block
-constexpr int kGroup = 1536;    // keys whose tiles (0.5 MB) stay in cache while panels use them
+constexpr int kGroup = 1536;    // keys whose tiles (0.8 MB) stay in cache while panels use them
 constexpr float kSlack = 8;     // so weights are at most 2^8
 constexpr float kTop = 1 << 22; // of logits: beyond, f32 has no fraction; they become NaN
 
@@ -34,7 +34,7 @@ BONSAI_ALWAYS_INLINE int64_t rounded_up(int64_t x, int64_t unit) {
 struct Record {
     Bytes* k;      // [kKeys / 16][depth / 32] tiles: 16 keys x 32 dimensions
     Bytes* v;      // [depth / 16][kKeys / 32] tiles: 16 dimensions x 32 keys
-    float* poison; // [16] zeros; NaN if a key holds a NaN or an infinity
+    float* poison; // [kKeys / 32][16] zeros; NaN if one of 32 keys holds a NaN or an infinity
 };
 
 int64_t depth_of(const AttentionArgs& args) {
@@ -44,7 +44,7 @@ int64_t blocks_of(const AttentionArgs& args) {
     return (args.k.rows + kKeys - 1) / kKeys;
 }
 int64_t record_floats(const AttentionArgs& args) {
-    return kKeys * depth_of(args) + kEdge;
+    return kKeys * depth_of(args) + kKeys / kStep * kEdge;
 }
 Record record_at(const AttentionArgs& args, float* packed, int64_t kv_head, int64_t block) {
     float* at = packed + (kv_head * blocks_of(args) + block) * record_floats(args);
@@ -149,37 +149,43 @@ BONSAI_ALWAYS_INLINE void store_transposed(__m512i (&r)[kEdge], void* to, int64_
     }
 }
 
+// Rows of a head lie far from each other, out of reach of the processor's own prefetching.
+BONSAI_ALWAYS_INLINE void prefetch(const Tensor& t, Range rows, int64_t column, int64_t cols) {
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+        for (int64_t c = 0; c < cols; c += kEdge)
+            _mm_prefetch(reinterpret_cast<const char*>(row(t, r) + column + c), _MM_HINT_T0);
+}
+
 void pack_queries(const AttentionArgs& args, int64_t column, int64_t begin, int64_t n,
                   const Workspace& w) {
     const __m512 scale = _mm512_set1_ps(args.scale * 1.44269504f);
     const int64_t tiles = rounded_up(n, kPanel * kEdge) / kEdge;
-    for (int64_t i = 0; i < tiles * kEdge; ++i) {
+    for (int64_t i = 0; i < tiles * kEdge; ++i)
         w.m[i] = -INFINITY;
-        w.sum[i] = 0;
-    }
-    for (int64_t t = 0; t < tiles; ++t)
+    for (int64_t t = 0; t < tiles; ++t) {
+        const Range next = {begin + (t + 1) * kEdge, begin + at_most((t + 2) * kEdge, n)};
+        prefetch(args.q, next, column, args.head_dim);
+        __m512 poison[kEdge] = {}; // a NaN in q shows in all of the row
         for (int64_t d = 0; d < w.depth; d += kStep) {
-            __m512i rows[kEdge];
-            for (int64_t r = 0; r < kEdge; ++r) {
-                const int64_t i = t * kEdge + r;
-                __m512 poison = _mm512_setzero_ps();
-                rows[r] = _mm512_setzero_si512();
-                if (i >= n) continue;
-                rows[r] = round_row(row(args.q, begin + i) + column + d, args.head_dim - d, scale,
-                                    &poison);
-                w.sum[i] += _mm512_reduce_add_ps(poison); // a NaN in q shows in all of the row
-            }
+            __m512i rows[kEdge] = {};
+            for (int64_t r = 0; r < at_most(n - t * kEdge, kEdge); ++r)
+                rows[r] = round_row(row(args.q, begin + t * kEdge + r) + column + d,
+                                    args.head_dim - d, scale, &poison[r]);
             store_transposed(rows, w.q + (t * w.depth + d) / kStep * kTileBytes, kEdge);
         }
+        for (int64_t r = 0; r < kEdge; ++r)
+            w.sum[t * kEdge + r] = _mm512_reduce_add_ps(poison[r]);
+    }
 }
 
-void pack_keys(const AttentionArgs& args, int64_t column, int64_t begin, int64_t n,
+// Step `step` of a block: n of its 32 keys are there, from row `begin` on.
+void pack_keys(const AttentionArgs& args, int64_t column, int64_t begin, int64_t n, int64_t step,
                const Record& out) {
     const int64_t depth = depth_of(args);
     const __m512 one = _mm512_set1_ps(1.0f);
     __m512 poison = _mm512_setzero_ps();
-    for (int64_t j = 0; j < kKeys; ++j) {
-        Bytes* to = out.k + j / kEdge * depth / kStep * kTileBytes + j % kEdge * 64;
+    for (int64_t j = 0; j < kStep; ++j) {
+        Bytes* to = out.k + (2 * step + j / kEdge) * depth / kStep * kTileBytes + j % kEdge * 64;
         for (int64_t d = 0; d < depth; d += kStep, to += kTileBytes) {
             __m512i values = _mm512_setzero_si512();
             if (j < n)
@@ -188,35 +194,38 @@ void pack_keys(const AttentionArgs& args, int64_t column, int64_t begin, int64_t
             _mm512_store_si512(to, values);
         }
     }
-    _mm512_store_ps(out.poison, _mm512_set1_ps(_mm512_reduce_add_ps(poison)));
+    _mm512_store_ps(out.poison + step * kEdge, _mm512_set1_ps(_mm512_reduce_add_ps(poison)));
 }
 
-void pack_values(const AttentionArgs& args, int64_t column, int64_t begin, int64_t n,
+void pack_values(const AttentionArgs& args, int64_t column, int64_t begin, int64_t n, int64_t step,
                  const Record& out) {
-    Bytes* to = out.v;
-    for (int64_t d = 0; d < depth_of(args); d += kEdge)
-        for (int64_t j = 0; j < kKeys; j += kStep, to += kTileBytes) {
-            __m512i pairs[kEdge];
-            for (int64_t r = 0; r < kEdge; ++r) {
-                const auto value = [&](int64_t key) {
-                    return round_bf16(
-                        load_some(row(args.v, begin + at_most(key, n - 1)) + column + d,
-                                  key < n ? args.head_dim - d : 0));
-                };
-                pairs[r] = pair_up(value(j + 2 * r), value(j + 2 * r + 1));
-            }
-            store_transposed(pairs, to, kEdge);
+    Bytes* to = out.v + step * kTileBytes;
+    for (int64_t d = 0; d < depth_of(args); d += kEdge, to += kKeys / kStep * kTileBytes) {
+        __m512i pairs[kEdge];
+        for (int64_t r = 0; r < kEdge; ++r) {
+            const auto value = [&](int64_t key) {
+                return round_bf16(load_some(row(args.v, begin + at_most(key, n - 1)) + column + d,
+                                            key < n ? args.head_dim - d : 0));
+            };
+            pairs[r] = pair_up(value(2 * r), value(2 * r + 1));
         }
+        store_transposed(pairs, to, kEdge);
+    }
 }
 
-// Key blocks [begin, end) of all heads.
-void pack(const AttentionArgs& args, Range blocks, float* packed) {
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        const int64_t begin = block * kKeys, n = at_most(args.k.rows - begin, kKeys);
+// 32 keys a unit, units [begin, end) of all heads.
+void pack(const AttentionArgs& args, Range units, float* packed) {
+    for (int64_t unit = units.begin; unit < units.end; ++unit) {
+        const int64_t begin = unit * kStep, n = at_most(args.k.rows - begin, kStep);
         for (int64_t head = 0; head < args.kv_heads; ++head) {
-            const Record record = record_at(args, packed, head, block);
-            pack_keys(args, head * args.head_dim, begin, n, record);
-            pack_values(args, head * args.head_dim, begin, n, record);
+            const int64_t column = head * args.head_dim;
+            if (head + 1 < args.kv_heads) {
+                prefetch(args.k, {begin, begin + n}, column + args.head_dim, args.head_dim);
+                prefetch(args.v, {begin, begin + n}, column + args.head_dim, args.head_dim);
+            }
+            const Record record = record_at(args, packed, head, begin / kKeys);
+            pack_keys(args, column, begin, n, begin % kKeys / kStep, record);
+            pack_values(args, column, begin, n, begin % kKeys / kStep, record);
         }
     }
 }

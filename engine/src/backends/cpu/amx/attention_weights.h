@@ -11,7 +11,7 @@ namespace {
 // Moves the maximum of 16 queries where a block's logits exceed it; true if one moved: then what
 // was summed in `out` is to be multiplied by `decay`.
 bool raise_maximum(const Workspace& w, int64_t tile, const float* logits, int64_t keys,
-                   const float* poison) {
+                   __m512 poison) {
     __m512 top[4];
     for (int i = 0; i < 4; ++i)
         top[i] = _mm512_load_ps(logits);
@@ -26,7 +26,7 @@ bool raise_maximum(const Workspace& w, int64_t tile, const float* logits, int64_
 
     float* sum = w.sum + tile * kEdge;
     const __m512 old = _mm512_load_ps(w.m + tile * kEdge);
-    const __m512 before = _mm512_add_ps(_mm512_load_ps(sum), _mm512_load_ps(poison));
+    const __m512 before = _mm512_add_ps(_mm512_load_ps(sum), poison);
     const __mmask16 more =
         _mm512_cmp_ps_mask(top[0], _mm512_add_ps(old, _mm512_set1_ps(kSlack)), _CMP_NLE_UQ);
     if (more == 0) {
