@@ -2,6 +2,8 @@
 // silu, swiglu, affine, embed_rows.
 #include "device_case.h"
 
+#include <cmath>
+
 namespace backend_test {
 
 namespace {
@@ -87,6 +89,33 @@ TEST(device_embed_rows) {
                     return side.backend.embed_rows({table[side], ids, out[side]});
                 });
                 c.expect_close(out, 2e-7); // the product with a block's scale is exact or rounded
+            }
+        }
+    });
+}
+
+// Bytes of pixels, halves between two bytes and values beyond them included, are the processor's.
+TEST(device_read_pixels) {
+    for_each_device(Precision::kExact, [](Pair& pair) {
+        for (const int64_t pixels : {int64_t{1}, int64_t{7}, int64_t{1001}, int64_t{64 * 48}}) {
+            std::vector<float> values(static_cast<size_t>(3 * pixels));
+            for (size_t i = 0; i < values.size(); ++i)
+                values[i] = static_cast<float>(i % 1277) / 510.0f * 2 - 2.5f;
+            for (const float last : {values.back(), INFINITY, -INFINITY, NAN}) {
+                values.back() = last;
+                std::vector<uint8_t> rgb[2];
+                bool finite[2] = {};
+                for (const int side : {0, 1}) {
+                    Backend& backend = side ? *pair.device : *pair.cpu;
+                    std::unique_ptr<Buffer> buffer;
+                    CHECK_OK(backend.allocate(values.size() * sizeof(float), &buffer));
+                    const Tensor there{DType::kF32, pixels, 3, 3, buffer->data()};
+                    CHECK_OK(backend.write(there, values.data()));
+                    rgb[side].resize(values.size());
+                    CHECK_OK(backend.read_pixels(there, rgb[side].data(), &finite[side]));
+                }
+                CHECK(rgb[0] == rgb[1]);
+                CHECK(finite[0] == finite[1] && finite[0] == std::isfinite(last));
             }
         }
     });

@@ -1,10 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/backend.h"
 
+#include "core/pixels.h"
+#include "core/raw_vector.h"
+
 namespace bonsai {
 
 Status Backend::unsupported(const char* op) {
     return fail(ErrorCode::kUnsupported, "device %s does not offer %s", device().id.c_str(), op);
+}
+
+Status Backend::read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) {
+    RawVector<float> values(static_cast<size_t>(from.rows * from.cols));
+    BONSAI_TRY(read(from, values.data()));
+    *finite = all_finite(values.data(), values.size());
+    for (size_t i = 0; i < values.size(); ++i)
+        rgb[i] = to_byte(values[i]);
+    return Status();
 }
 
 Status Backend::begin_capture() {

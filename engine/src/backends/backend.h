@@ -83,6 +83,9 @@ class Backend {
     // From contiguous host rows of to.cols elements, which the caller may change once this returns.
     virtual Status write(const Tensor& to, const void* host) = 0;
     virtual Status read(const Tensor& from, void* host) = 0; // waits for the queue first
+    // [P, 3] of [-1, 1], contiguous, as bytes (core/pixels.h), after the queue; *finite is false if
+    // one is no number.
+    virtual Status read_pixels(const Tensor& from, uint8_t* rgb, bool* finite);
     virtual Status copy(const Tensor& from,
                         const Tensor& to) = 0; // f32 of one shape, queued like an op
 

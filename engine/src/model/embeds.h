@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "core/raw_vector.h"
 #include "core/status.h"
 
 namespace bonsai {
@@ -20,8 +21,8 @@ namespace bonsai {
 // A prompt and what the transformer is conditioned on.
 struct Prompt {
     std::string text;
-    std::vector<float> rows; // [max_tokens, prompt_width]
-    int32_t tokens = 0;      // real ones
+    RawVector<float> rows; // [max_tokens, prompt_width]
+    int32_t tokens = 0;    // real ones
     bool truncated = false;
 };
 

@@ -204,7 +204,7 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
     BONSAI_TRY(backend_->read(rows, out->rows.data()));
     BONSAI_TRY(file_->file().check());
     out->text = prompt;
-    return check_numbers(out->rows, BONSAI_STAGE_TEXT_ENCODER, "");
+    return check_numbers(out->rows.data(), out->rows.size(), BONSAI_STAGE_TEXT_ENCODER, "");
 }
 
 // Gives weights back to the system when a block ends, be it by an error or an exception.
@@ -229,7 +229,7 @@ Status Pipeline::encode_one(const std::string& prompt, Prompt* out) {
 Status Pipeline::encode_prompt(const std::string& prompt, std::vector<float>* out) {
     Prompt encoded;
     BONSAI_TRY(encode_one(prompt, &encoded));
-    *out = std::move(encoded.rows);
+    out->assign(encoded.rows.begin(), encoded.rows.end());
     return Status();
 }
 

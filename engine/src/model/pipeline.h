@@ -135,8 +135,9 @@ class Pipeline {
                         int64_t tile, Monitor& monitor, std::vector<float>* pixels);
     Status decode_piece(const float* latents, int64_t height, int64_t width, const Run& run,
                         std::vector<float>* pixels) const;
-    Status check_numbers(const std::vector<float>& values, bonsai_stage stage,
+    Status check_numbers(const float* values, size_t count, bonsai_stage stage,
                          const std::string& when) const;
+    Status not_a_number(bonsai_stage stage, const std::string& when) const;
     Status check_picture(const std::vector<float>& latents, const std::vector<float>& pixels,
                          const std::vector<uint8_t>& rgb) const;
     Status plan_text(StagePlan* plan) const;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/half.h"
+#include "core/pixels.h"
 #include "core/quantize.h"
 #include "model/monitor.h"
 
@@ -77,10 +78,13 @@ bool rows_equal(const std::vector<float>& values, size_t width) {
 } // namespace
 
 // when: "at step 2 of 4" or empty.
-Status Pipeline::check_numbers(const std::vector<float>& values, bonsai_stage stage,
+Status Pipeline::check_numbers(const float* values, size_t count, bonsai_stage stage,
                                const std::string& when) const {
-    if (std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
-        return Status();
+    return all_finite(values, count) ? Status() : not_a_number(stage, when);
+}
+
+// The error, with its cause.
+Status Pipeline::not_a_number(bonsai_stage stage, const std::string& when) const {
     const StageName name = stage_name(stage);
     const std::string what = format("%s gave a value that is not a number%s%s", name.text,
                                     when.empty() ? "" : " ", when.c_str());

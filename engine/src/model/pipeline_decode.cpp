@@ -128,7 +128,7 @@ Status Pipeline::decode(const std::vector<float>& latents, int64_t height, int64
             };
         BONSAI_TRY(decode_piece(latents.data(), height, width, run, &pixels));
     }
-    BONSAI_TRY(check_numbers(pixels, BONSAI_STAGE_VAE, ""));
+    BONSAI_TRY(check_numbers(pixels.data(), pixels.size(), BONSAI_STAGE_VAE, ""));
     rgb->resize(pixels.size());
     for (size_t i = 0; i < pixels.size(); ++i)
         (*rgb)[i] = to_byte(pixels[i]);

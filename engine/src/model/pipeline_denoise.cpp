@@ -184,7 +184,7 @@ Status Pipeline::take_step(const Run& run, const Request& request, int64_t step,
     for (size_t i = 0; i < d->state.size(); ++i)
         d->state[i] += dt * d->change[i];
     monitor.step = step + 1;
-    BONSAI_TRY(check_numbers(d->state, BONSAI_STAGE_DENOISE,
+    BONSAI_TRY(check_numbers(d->state.data(), d->state.size(), BONSAI_STAGE_DENOISE,
                              format("at step %lld of %lld", static_cast<long long>(step + 1),
                                     static_cast<long long>(request.steps))));
     BONSAI_TRY(monitor.tick(static_cast<double>(step + 1) / static_cast<double>(request.steps)));

@@ -50,22 +50,20 @@ Status TextEncoder::allocate(Arena& arena, int64_t n_real, Buffers* b) const {
 
 // Angle of pair i at row p: p * theta^(-2i / head_dim), in single precision as transformers
 // computes it.
-static Status write_rope(Backend& backend, const TextEncoderConfig& c, const Tensor& cos,
-                         const Tensor& sin) {
+void TextEncoder::make_rope() const {
+    const TextEncoderConfig& c = config_;
     const int64_t half = c.head_dim / 2;
-    std::vector<float> cos_values(static_cast<size_t>(c.max_tokens * half)),
-        sin_values(cos_values.size());
+    rope_cos_.resize(static_cast<size_t>(c.max_tokens * half));
+    rope_sin_.resize(rope_cos_.size());
     for (int64_t i = 0; i < half; ++i) {
         const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.head_dim);
         const float frequency = 1.0f / std::pow(static_cast<float>(c.rope_theta), exponent);
         for (int64_t p = 0; p < c.max_tokens; ++p) {
             const float angle = static_cast<float>(p) * frequency;
-            cos_values[static_cast<size_t>(p * half + i)] = std::cos(angle);
-            sin_values[static_cast<size_t>(p * half + i)] = std::sin(angle);
+            rope_cos_[static_cast<size_t>(p * half + i)] = std::cos(angle);
+            rope_sin_[static_cast<size_t>(p * half + i)] = std::sin(angle);
         }
     }
-    BONSAI_TRY(backend.write(cos, cos_values.data()));
-    return backend.write(sin, sin_values.data());
 }
 
 Status TextEncoder::layer(const Run& run, const Layer& w, const Buffers& b) const {
@@ -127,7 +125,9 @@ Status TextEncoder::encode(const Run& run, const int32_t* ids, int64_t n_real,
                            const Tensor& out) const {
     Buffers b;
     BONSAI_TRY(allocate(run.arena, n_real, &b));
-    if (!run.arena.planning()) BONSAI_TRY(write_rope(run.backend, config_, b.cos, b.sin));
+    if (rope_cos_.empty() && !run.arena.planning()) make_rope();
+    BONSAI_TRY(run.backend.write(b.cos, rope_cos_.data()));
+    BONSAI_TRY(run.backend.write(b.sin, rope_sin_.data()));
     BONSAI_TRY(run.backend.embed_rows({token_embd_, ids, b.x}));
     size_t next = 0; // entry of out_layers
     for (int64_t i = 1; i <= config_.layers; ++i) {

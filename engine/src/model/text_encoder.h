@@ -38,12 +38,14 @@ class TextEncoder {
     };
     Status allocate(Arena& arena, int64_t n_real, Buffers* b) const;
     Status layer(const Run& run, const Layer& w, const Buffers& b) const;
+    void make_rope() const;
 
     TextEncoderConfig config_;
     WeightSet weights_;
     Tensor token_embd_;  // [V, D]
     Tensor output_norm_; // [1, D] or empty
     std::vector<Layer> layers_;
+    mutable std::vector<float> rope_cos_, rope_sin_; // [T, head_dim / 2], from the first use on
 };
 
 } // namespace bonsai

@@ -143,6 +143,19 @@ Status CudaBackend::read(const Tensor& from, void* host) {
                               row_bytes(from.dtype, from.stride), memory_->stream());
 }
 
+Status CudaBackend::read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) {
+    const DeviceScope scope(memory_->device());
+    scratch_->reset();
+    const auto count = static_cast<size_t>(from.rows * from.cols);
+    uint32_t* bytes = nullptr;
+    BONSAI_TRY(scratch_->get(pixel_words(count), &bytes));
+    BONSAI_TRY(pixels(context_, from, bytes));
+    uint32_t bad = 0;
+    BONSAI_TRY(staging_->download(&bad, sizeof bad, 1, bytes, sizeof bad, memory_->stream()));
+    *finite = bad == 0;
+    return staging_->download(rgb, count, 1, bytes + 1, count, memory_->stream());
+}
+
 Status CudaBackend::copy(const Tensor& from, const Tensor& to) {
     const DeviceScope scope(memory_->device());
     return check(cudaMemcpy2DAsync(to.data, row_bytes(to.dtype, to.stride), from.data,

@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
     void release_scratch() override;
     Status write(const Tensor& to, const void* host) override;
     Status read(const Tensor& from, void* host) override;
+    Status read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) override;
     Status copy(const Tensor& from, const Tensor& to) override;
     Status synchronize() override;
     Status begin_capture() override;

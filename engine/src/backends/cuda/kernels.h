@@ -64,4 +64,10 @@ Status group_norm(const Context& context, const GroupNormArgs& args);
 Status affine(const Context& context, const AffineArgs& args);
 Status conv2d(const Context& context, const Conv2dArgs& args);
 
+// A matrix in [-1, 1] as bytes, behind a word that is not 0 if an element is no number.
+inline size_t pixel_words(size_t elements) {
+    return 1 + (elements + 3) / 4;
+}
+Status pixels(const Context& context, const Tensor& from, uint32_t* out);
+
 } // namespace bonsai::cuda
