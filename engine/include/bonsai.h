@@ -176,7 +176,7 @@ typedef enum bonsai_stage {
 typedef struct bonsai_progress {
     uint32_t struct_size;
     int32_t stage; /* a bonsai_stage */
-    int32_t image; /* 0 .. images - 1 */
+    int32_t image; /* 0 .. images - 1; of pictures whose steps are taken together, the first */
     int32_t images;
     int32_t step; /* steps finished; 0 outside of DENOISE */
     int32_t steps;
@@ -205,8 +205,8 @@ typedef struct bonsai_step {
                            unless preview_every asks for it */
 } bonsai_step;
 
-/* Called after each step; the pointers are valid during the call. Return 0 to go on, anything else
- * to cancel. */
+/* Called after each step, once for each picture that took it; the pointers are valid during the
+ * call. Return 0 to go on, anything else to cancel. */
 typedef int32_t (*bonsai_step_callback)(const bonsai_step* step, void* user);
 
 typedef enum bonsai_dtype {
@@ -220,7 +220,9 @@ typedef struct bonsai_generate_params {
     int32_t width; /* pixels, a multiple of size_multiple; 0: the file's default (likewise below) */
     int32_t height;
     int32_t steps;
-    int32_t images; /* pictures to draw, with seeds seed, seed + 1, ...; default 1 */
+    int32_t images; /* pictures to draw, with seeds seed, seed + 1, ...; default 1. Devices that
+                       gain by it take the steps of several together, as memory allows: each picture
+                       is the one it would be alone */
     float guidance; /* classifier-free guidance of undistilled models; negative: the file's default;
                        <= 1: none */
     float shift;    /* static timestep shift; 0: the schedule the model declares */
@@ -242,7 +244,7 @@ BONSAI_API void bonsai_generate_params_init(bonsai_generate_params* params);
 /* This and bonsai_image keep their layout within an ABI version, as arrays of them are passed. */
 typedef struct bonsai_stats {
     double text_encoder_seconds;
-    double denoise_seconds;
+    double denoise_seconds; /* of pictures drawn together, an equal share each */
     double vae_seconds;
     double total_seconds;
     uint64_t text_encoder_peak; /* highest during the stage: resident bytes of the process, or on a

@@ -24,6 +24,7 @@ struct Counts {
     int direct = 0, recorded = 0, replayed = 0; // ops, tapes, tapes
     int allocated = 0, dropped = 0;
     uint64_t generation = 0; // raise it: memory has moved
+    int64_t batch = 1;
 };
 
 class Recorder final : public WrappedBackend {
@@ -34,6 +35,7 @@ class Recorder final : public WrappedBackend {
     }
     const DeviceInfo& device() const override { return device_; }
     bool keeps_memory() const override { return true; }
+    int64_t batch() const override { return counts_.batch; }
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
         ++counts_.allocated;
         return WrappedBackend::allocate(bytes, out);
@@ -217,4 +219,70 @@ TEST(without_room_for_all_stages_have_memory_of_their_own) {
     roomy.allocated = tight.allocated = 0;
     CHECK(draw(*all, request("a house", 32, 48)) == draw(*some, request("a house", 32, 48)));
     CHECK(roomy.allocated == 0 && tight.allocated == 3);
+}
+
+TEST(pictures_drawn_together_are_those_drawn_alone) {
+    Counts counts;
+    const std::unique_ptr<Pipeline> plain = open(nullptr), together = open(&counts);
+    const auto pixels = [](Pipeline& pipeline, Request r) {
+        std::vector<Picture> pictures;
+        CHECK_OK(pipeline.generate(r, &pictures));
+        std::vector<std::vector<uint8_t>> out;
+        for (const Picture& picture : pictures)
+            out.push_back(picture.rgb);
+        return out;
+    };
+    for (const float guidance : {1.0f, 2.0f}) {
+        for (const int64_t images : {2, 5, 3}) { // in batches of 2, 3 + 2 and 3
+            counts.batch = images == 2 ? 8 : 3;
+            Request r = request("a tree", 32, 64);
+            r.images = images;
+            r.guidance = guidance;
+            const int recorded = counts.recorded;
+            const auto all = pixels(*together, r);
+            CHECK(counts.recorded > recorded);
+            CHECK(all == pixels(*plain, r));
+            for (int64_t i = 0; i < images; ++i) {
+                Request one = request("a tree", 32, 64, 3, r.seed + static_cast<uint64_t>(i));
+                one.guidance = guidance;
+                CHECK(pixels(*together, one)[0] == all[static_cast<size_t>(i)]);
+            }
+        }
+    }
+}
+
+TEST(callbacks_tell_of_each_picture_of_a_batch) {
+    Counts counts;
+    counts.batch = 4;
+    const std::unique_ptr<Pipeline> pipeline = open(&counts);
+    Request r = request("a tree", 32, 64, 2);
+    r.images = 3;
+    r.preview_every = 2;
+    std::string seen;
+    std::vector<std::vector<uint8_t>> last(3);
+    r.on_step = [&](const bonsai_step& step) {
+        seen += std::to_string(step.image) + "." + std::to_string(step.step) + " ";
+        CHECK((step.rgb != nullptr) == (step.step == 2));
+        if (step.rgb)
+            last[static_cast<size_t>(step.image)].assign(step.rgb, step.rgb + 32 * 64 * 3);
+        return true;
+    };
+    int images = 0;
+    r.on_progress = [&](const bonsai_progress& progress) {
+        CHECK(progress.images == 3 && progress.image < 3 && progress.fraction <= 1);
+        images |= 1 << progress.image;
+        return true;
+    };
+    std::vector<Picture> pictures;
+    CHECK_OK(pipeline->generate(r, &pictures));
+    CHECK(seen == "0.1 1.1 2.1 0.2 1.2 2.2 ");
+    CHECK(images == 7 && pictures.size() == 3);
+    for (size_t i = 0; i < pictures.size(); ++i) {
+        CHECK(pictures[i].rgb == last[i]); // the noise is gone: the preview is the picture
+        CHECK(pictures[i].seed == r.seed + i);
+        CHECK(pictures[i].stats.denoise_seconds == pictures[0].stats.denoise_seconds);
+        CHECK((pictures[i].stats.text_encoder_seconds > 0) == (i == 0));
+    }
+    r.on_step = [&](const bonsai_step& step) { return step.image != 1; };
+    CHECK_FAILS(pipeline->generate(r, &pictures), ErrorCode::kCancelled, "step callback");
 }

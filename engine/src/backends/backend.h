@@ -106,6 +106,8 @@ class Backend {
     virtual Status end_capture(std::unique_ptr<Capture>* out);
     virtual Status replay(const Capture& capture);
 
+    // Pictures of one size that are drawn faster together than one by one.
+    virtual int64_t batch() const { return 1; }
     // Which types of activations save time here; others than F32 only where the precision allows.
     virtual ActivationTypes activations() const { return {}; }
 

@@ -32,6 +32,7 @@ class WrappedBackend : public Backend {
     }
     Status copy(const Tensor& from, const Tensor& to) override { return inner_->copy(from, to); }
     Status synchronize() override { return inner_->synchronize(); }
+    int64_t batch() const override { return inner_->batch(); }
     ActivationTypes activations() const override { return inner_->activations(); }
     uint64_t scratch_bytes(const LinearArgs& args) const override {
         return inner_->scratch_bytes(args);

@@ -36,8 +36,9 @@ struct Pipeline::Monitor {
         stage_start = Clock::now();
         peak[stage] = 0;
     }
-    void leave() {
-        seconds[stage] = since(stage_start);
+    // pictures: that the stage worked on at a time.
+    void leave(size_t pictures = 1) {
+        seconds[stage] = since(stage_start) / static_cast<double>(pictures);
         note_memory();
     }
     Status tick(double fraction) {

@@ -296,42 +296,61 @@ Status Pipeline::load_embeds(const std::string& path, std::string* text) {
     return Status();
 }
 
-// One picture of encoded_ and a start noise.
+// `count` pictures of encoded_ and their start noise.
 Status Pipeline::draw(const Request& request, std::vector<float> noise, Monitor& monitor,
-                      Picture* picture) {
+                      Picture* pictures, size_t count) {
     const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
-    picture->width = request.width;
-    picture->height = request.height;
     std::vector<float> latents;
     monitor.enter(BONSAI_STAGE_DENOISE);
-    BONSAI_TRY(denoise(request, std::move(noise), monitor, &latents));
-    monitor.leave();
-    if (monitor.image + 1 == request.images) evict(transformer_.weights());
-    bool tiled = false;
-    monitor.enter(BONSAI_STAGE_VAE);
-    BONSAI_TRY(decode(latents, height, width, monitor, &tiled, &picture->rgb));
-    monitor.leave();
-    picture->metadata = metadata(request, picture->seed, schedule(request));
-    picture->stats = monitor.stats();
-    picture->stats.prompt_tokens = encoded_[0]->tokens;
-    picture->stats.prompt_truncated = encoded_[0]->truncated;
-    picture->stats.vae_tiled = tiled;
+    BONSAI_TRY(denoise(request, static_cast<int64_t>(count), std::move(noise), monitor, &latents));
+    monitor.leave(count);
+    if (monitor.image + static_cast<int64_t>(count) == request.images)
+        evict(transformer_.weights());
+    const auto size = static_cast<std::ptrdiff_t>(latents.size() / count);
+    for (size_t i = 0; i < count; ++i) {
+        Picture& picture = pictures[i];
+        picture.width = request.width;
+        picture.height = request.height;
+        const auto begin = latents.begin() + static_cast<std::ptrdiff_t>(i) * size;
+        bool tiled = false;
+        monitor.enter(BONSAI_STAGE_VAE);
+        BONSAI_TRY(decode({begin, begin + size}, height, width, monitor, &tiled, &picture.rgb));
+        monitor.leave();
+        picture.metadata = metadata(request, picture.seed, schedule(request));
+        picture.stats = monitor.stats();
+        picture.stats.prompt_tokens = encoded_[0]->tokens;
+        picture.stats.prompt_truncated = encoded_[0]->truncated;
+        picture.stats.vae_tiled = tiled;
+        monitor.next_image();
+    }
     return Status();
 }
 
 Status Pipeline::draw_all(const Request& request, std::vector<Picture>* out) {
     Monitor monitor(cancelled_, file_->file(), *backend_, request);
-    std::future<std::vector<float>> noise = begin_noise(request, request.seed);
+    std::vector<Picture> pictures(static_cast<size_t>(request.images));
+    for (size_t i = 0; i < pictures.size(); ++i)
+        pictures[i].seed = request.seed + i;
+    const auto batch = static_cast<size_t>(choose_batch(request));
+    std::vector<std::future<std::vector<float>>> ahead; // noise of the next batch
+    const auto begin_batch = [&](size_t first) {
+        ahead.clear();
+        for (size_t i = first; i < std::min(first + batch, pictures.size()); ++i)
+            ahead.push_back(begin_noise(request, pictures[i].seed));
+    };
+    begin_batch(0);
     monitor.enter(BONSAI_STAGE_TEXT_ENCODER);
     BONSAI_TRY(encode_all(request, monitor));
     monitor.leave();
-    std::vector<Picture> pictures(static_cast<size_t>(request.images));
-    for (size_t i = 0; i < pictures.size(); ++i) {
-        pictures[i].seed = request.seed + i;
-        std::vector<float> tokens = noise.get();
-        if (i + 1 < pictures.size()) noise = begin_noise(request, request.seed + i + 1);
-        BONSAI_TRY(draw(request, std::move(tokens), monitor, &pictures[i]));
-        monitor.next_image();
+    for (size_t first = 0; first < pictures.size(); first += batch) {
+        std::vector<float> noise;
+        for (auto& one : ahead) {
+            const std::vector<float> tokens = one.get();
+            noise.insert(noise.end(), tokens.begin(), tokens.end());
+        }
+        const size_t count = ahead.size();
+        begin_batch(first + count);
+        BONSAI_TRY(draw(request, std::move(noise), monitor, &pictures[first], count));
     }
     *out = std::move(pictures);
     return Status();

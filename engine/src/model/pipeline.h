@@ -111,16 +111,16 @@ class Pipeline {
     EmbedsShape embeds_shape() const;
     Status draw_all(const Request& request, std::vector<Picture>* out);
     Status draw(const Request& request, std::vector<float> noise, Monitor& monitor,
-                Picture* picture);
+                Picture* pictures, size_t count);
     std::vector<float> schedule(const Request& request) const;
     std::vector<float> timesteps(const Request& request) const;
     std::future<std::vector<float>> begin_noise(const Request& request, uint64_t seed) const;
-    Status denoise(const Request& request, std::vector<float> noise, Monitor& monitor,
-                   std::vector<float>* latents);
-    Status open_denoising(const Run& run, const Request& request, size_t bytes,
+    Status denoise(const Request& request, int64_t pictures, std::vector<float> noise,
+                   Monitor& monitor, std::vector<float>* latents);
+    Status open_denoising(const Run& run, const Request& request, int64_t pictures, size_t bytes,
                           std::unique_ptr<Denoising>* d) const;
-    Status prepare_denoising(const Run& run, const Request& request, size_t passes,
-                             Denoising* d) const;
+    Status prepare_denoising(const Run& run, const Request& request, int64_t pictures,
+                             size_t passes, Denoising* d) const;
     Status embed_prompts(const Run& run, const std::vector<std::shared_ptr<const Prompt>>& prompts,
                          Denoising* d) const;
     Status run_transformer(const Run& run, size_t context, bool first, Denoising* d) const;
@@ -141,7 +141,8 @@ class Pipeline {
     Status check_picture(const std::vector<float>& latents, const std::vector<float>& pixels,
                          const std::vector<uint8_t>& rgb) const;
     Status plan_text(StagePlan* plan) const;
-    Status plan_denoise(const Request& request, StagePlan* plan) const;
+    Status plan_denoise(const Request& request, int64_t pictures, StagePlan* plan) const;
+    int64_t choose_batch(const Request& request) const;
     Status plan_decode(int64_t height, int64_t width, StagePlan* plan) const;
     Status plan_picture(int64_t height, int64_t width, int64_t tile, uint64_t* bytes) const;
     int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
@@ -154,6 +155,7 @@ class Pipeline {
     Status check_limit(const std::string& what, const char* instead, uint64_t activations,
                        uint64_t with_weights, uint64_t limit) const;
     uint64_t memory_limit() const;
+    uint64_t all_weights() const;
     bool streams(const WeightSet& weights, uint64_t activations) const;
     bool streams(const WeightSet& weights, uint64_t activations, uint64_t limit) const;
     void evict(const WeightSet& weights) const;

@@ -15,15 +15,17 @@ std::vector<float> Pipeline::schedule(const Request& request) const {
     return sigma_schedule(config_.schedule, tokens, request.steps, request.shift);
 }
 
-// The picture's tensors, rotations and modulations; also run with planning arenas.
-Status Pipeline::prepare_denoising(const Run& run, const Request& request, size_t passes,
-                                   Denoising* d) const {
+// The pictures' tensors, rotations and modulations; also run with planning arenas.
+Status Pipeline::prepare_denoising(const Run& run, const Request& request, int64_t pictures,
+                                   size_t passes, Denoising* d) const {
+    d->pictures = pictures;
     d->height = request.height / kSizeMultiple;
     d->width = request.width / kSizeMultiple;
     d->timesteps = timesteps(request);
     const int64_t channels = config_.transformer.channels, text = config_.text.max_tokens;
-    BONSAI_TRY(d->arena->allocate(d->height * d->width, channels, &d->latents));
-    BONSAI_TRY(d->arena->allocate(d->height * d->width, channels, &d->velocity));
+    const int64_t rows = pictures * d->height * d->width;
+    BONSAI_TRY(d->arena->allocate(rows, channels, &d->latents));
+    BONSAI_TRY(d->arena->allocate(rows, channels, &d->velocity));
     d->contexts.resize(passes);
     for (Tensor& context : d->contexts)
         BONSAI_TRY(d->arena->allocate(text, config_.transformer.width(), &context));
@@ -122,24 +124,25 @@ Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
 }
 
 // The tables of d, unless what the last picture left serves.
-Status Pipeline::open_denoising(const Run& run, const Request& request, size_t bytes,
-                                std::unique_ptr<Denoising>* d) const {
+Status Pipeline::open_denoising(const Run& run, const Request& request, int64_t pictures,
+                                size_t bytes, std::unique_ptr<Denoising>* d) const {
     const size_t passes = encoded_.size();
-    if (*d && !request.probe && (*d)->serves(request, timesteps(request), passes)) {
+    if (*d && !request.probe && (*d)->serves(request, pictures, timesteps(request), passes)) {
         if ((*d)->activations != run.arena.memory()) (*d)->recorded.clear();
     } else {
         *d = std::make_unique<Denoising>();
         BONSAI_TRY(Arena::create(*backend_, bytes, &(*d)->arena));
-        BONSAI_TRY(prepare_denoising(run, request, passes, d->get()));
+        BONSAI_TRY(prepare_denoising(run, request, pictures, passes, d->get()));
     }
     (*d)->activations = run.arena.memory();
     return embed_prompts(run, encoded_, d->get());
 }
 
-Status Pipeline::denoise(const Request& request, std::vector<float> noise, Monitor& monitor,
-                         std::vector<float>* latents) {
+// noise and latents: of `pictures` pictures, one behind the other.
+Status Pipeline::denoise(const Request& request, int64_t pictures, std::vector<float> noise,
+                         Monitor& monitor, std::vector<float>* latents) {
     StagePlan plan;
-    BONSAI_TRY(plan_denoise(request, &plan));
+    BONSAI_TRY(plan_denoise(request, pictures, &plan));
     std::unique_ptr<Denoising> d = std::move(kept_); // an error leaves nothing behind
     std::unique_ptr<Arena> arena;
     BONSAI_TRY(borrow_arena(plan.arena, &arena));
@@ -161,7 +164,7 @@ Status Pipeline::denoise(const Request& request, std::vector<float> noise, Monit
             return request.probe(name, value, *backend_);
         };
     BONSAI_TRY(monitor.tick(0));
-    BONSAI_TRY(open_denoising(run, request, plan.kept, &d));
+    BONSAI_TRY(open_denoising(run, request, pictures, plan.kept, &d));
     d->state = std::move(noise);
     d->change.resize(d->state.size());
     BONSAI_TRY(run.show("noise", f32_matrix(d->state.data(), d->latents.rows, d->latents.cols)));
@@ -196,34 +199,42 @@ Status Pipeline::take_step(const Run& run, const Request& request, int64_t step,
     return report_step(request, step, sigmas, *d, monitor);
 }
 
+// Tells of each picture in turn.
 Status Pipeline::report_step(const Request& request, int64_t step, const std::vector<float>& sigmas,
                              const Denoising& d, Monitor& monitor) {
     if (!request.on_step) return Status();
     bonsai_step info{};
     info.struct_size = sizeof info;
-    info.image = static_cast<int32_t>(monitor.image);
     info.step = static_cast<int32_t>(step + 1);
     info.steps = static_cast<int32_t>(request.steps);
-    info.latent_height = static_cast<int32_t>(request.height / kSizeMultiple);
-    info.latent_width = static_cast<int32_t>(request.width / kSizeMultiple);
-    info.latent_channels = static_cast<int32_t>(config_.transformer.channels);
+    info.latent_height = static_cast<int32_t>(d.height);
+    info.latent_width = static_cast<int32_t>(d.width);
+    info.latent_channels = static_cast<int32_t>(d.latents.cols);
     info.width = static_cast<int32_t>(request.width);
     info.height = static_cast<int32_t>(request.height);
     info.sigma = sigmas[static_cast<size_t>(step + 1)];
-    info.latents = d.state.data();
-    std::vector<uint8_t> rgb;
-    if (request.preview_every > 0 && (step + 1) % request.preview_every == 0) {
-        std::vector<float> predicted = d.state; // where a straight line to noise level 0 would end
-        for (size_t i = 0; i < predicted.size(); ++i)
-            predicted[i] -= info.sigma * d.change[i];
-        bool tiled = false;
-        monitor.preview = true;
-        BONSAI_TRY(decode(predicted, info.latent_height, info.latent_width, monitor, &tiled, &rgb));
-        monitor.preview = false;
-        info.rgb = rgb.data();
+    const auto size = static_cast<std::ptrdiff_t>(d.height * d.width * d.latents.cols);
+    for (int64_t p = 0; p < d.pictures; ++p) {
+        const auto begin = d.state.begin() + p * size;
+        info.image = static_cast<int32_t>(monitor.image + p);
+        info.latents = &*begin;
+        std::vector<uint8_t> rgb;
+        if (request.preview_every > 0 && (step + 1) % request.preview_every == 0) {
+            // Where a straight line to noise level 0 would end.
+            std::vector<float> predicted(begin, begin + size);
+            for (std::ptrdiff_t i = 0; i < size; ++i)
+                predicted[static_cast<size_t>(i)] -=
+                    info.sigma * d.change[static_cast<size_t>(p * size + i)];
+            bool tiled = false;
+            monitor.preview = true;
+            BONSAI_TRY(decode(predicted, d.height, d.width, monitor, &tiled, &rgb));
+            monitor.preview = false;
+        }
+        info.rgb = rgb.empty() ? nullptr : rgb.data();
+        if (!request.on_step(info))
+            return fail(ErrorCode::kCancelled, "stopped by the step callback");
     }
-    return request.on_step(info) ? Status()
-                                 : fail(ErrorCode::kCancelled, "stopped by the step callback");
+    return Status();
 }
 
 } // namespace bonsai

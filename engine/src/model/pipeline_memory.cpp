@@ -19,13 +19,13 @@ Status Pipeline::plan_text(StagePlan* plan) const {
     return Status();
 }
 
-Status Pipeline::plan_denoise(const Request& request, StagePlan* plan) const {
+Status Pipeline::plan_denoise(const Request& request, int64_t pictures, StagePlan* plan) const {
     PlanBackend backend(*backend_);
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     Denoising d;
     d.arena = std::make_unique<Arena>();
-    BONSAI_TRY(prepare_denoising(run, request, request.guidance > 1 ? 2 : 1, &d));
+    BONSAI_TRY(prepare_denoising(run, request, pictures, request.guidance > 1 ? 2 : 1, &d));
     BONSAI_TRY(embed_prompts(run, {}, &d));
     BONSAI_TRY(evaluate(run, request, 0, &d));
     *plan = {arena.peak(), backend.scratch(), d.arena->peak()};
@@ -44,12 +44,36 @@ Status Pipeline::plan_decode(int64_t height, int64_t width, StagePlan* plan) con
     return Status();
 }
 
+// How many pictures are drawn together: as many as the device gains by and has room for beside all
+// weights, in batches of one size. Kernels want a picture's first row at a multiple of 16.
+int64_t Pipeline::choose_batch(const Request& request) const {
+    constexpr int64_t kRows = 16;
+    const int64_t tokens =
+        config_.text.max_tokens + request.height / kSizeMultiple * (request.width / kSizeMultiple);
+    int64_t most = std::min(request.images, backend_->batch());
+    if (request.probe || tokens % kRows != 0) most = 1;
+    const uint64_t limit = memory_limit();
+    const auto fits = [&](int64_t pictures) {
+        StagePlan plan;
+        return plan_denoise(request, pictures, &plan).ok() &&
+               (limit == 0 || all_weights() + plan.total() <= limit);
+    };
+    while (most > 1 && !fits(most))
+        --most;
+    const int64_t batches = (request.images + most - 1) / most;
+    return (request.images + batches - 1) / batches;
+}
+
+uint64_t Pipeline::all_weights() const {
+    return text_encoder_.weights().bytes + transformer_.weights().bytes + vae_.weights().bytes;
+}
+
 // What the largest arena of a picture's stages takes.
 Status Pipeline::plan_workspace(const Request& request, size_t* bytes) const {
     const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
     StagePlan text, steps, decode;
     BONSAI_TRY(plan_text(&text));
-    BONSAI_TRY(plan_denoise(request, &steps));
+    BONSAI_TRY(plan_denoise(request, choose_batch(request), &steps));
     BONSAI_TRY(plan_decode(height, width, &decode));
     *bytes = std::max({text.arena, steps.arena, decode.arena});
     return Status();
@@ -63,9 +87,7 @@ Status Pipeline::reserve(const Request& request) {
     BONSAI_TRY(plan_workspace(request, &bytes));
     if (workspace_ && workspace_->size() == bytes) return Status();
     workspace_.reset();
-    const uint64_t weights =
-        text_encoder_.weights().bytes + transformer_.weights().bytes + vae_.weights().bytes;
-    if (weights + bytes > memory_limit()) return Status();
+    if (all_weights() + bytes > memory_limit()) return Status();
     std::unique_ptr<Buffer> buffer;
     BONSAI_TRY(backend_->allocate(bytes, &buffer));
     workspace_ = std::move(buffer);
@@ -111,7 +133,7 @@ Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) 
     StagePlan text_plan, denoise_plan;
     uint64_t decode = 0;
     BONSAI_TRY(plan_text(&text_plan));
-    BONSAI_TRY(plan_denoise(request, &denoise_plan));
+    BONSAI_TRY(plan_denoise(request, 1, &denoise_plan));
     const uint64_t text = text_plan.total(), denoise = denoise_plan.total();
     plan->limit = memory_limit();
     const int64_t tile = choose_tile(rows, cols, plan->limit);

@@ -248,26 +248,25 @@ Status Transformer::prepare(const Run& run, const std::vector<float>& timesteps,
     return Status();
 }
 
-// QK norm and rotation of rows [first, first + rows) of the fused q | k | v.
+// QK norm and rotation of the fused q | k | v, whose first row is token `first` of a picture.
 Status Transformer::rotate(const Run& run, const TransformerTables& tables, const Tensor& qkv,
-                           int64_t first, int64_t rows, const Tensor& q_norm,
-                           const Tensor& k_norm) const {
+                           int64_t first, const Tensor& q_norm, const Tensor& k_norm) const {
     const int64_t width = config_.width();
     HeadNormRopeArgs args;
     args.head_dim = static_cast<int>(config_.head_dim);
     args.pairs = RopePairs::kNeighbours;
     args.eps = config_.norm_eps;
-    args.cos = tables.cos.slice_rows(first, rows);
-    args.sin = tables.sin.slice_rows(first, rows);
-    args.x = qkv.slice_rows(first, rows).slice_cols(0, width);
+    args.cos = tables.cos.slice_rows(first, qkv.rows);
+    args.sin = tables.sin.slice_rows(first, qkv.rows);
+    args.x = qkv.slice_cols(0, width);
     args.gain = q_norm;
     BONSAI_TRY(run.backend.head_norm_rope(args));
-    args.x = qkv.slice_rows(first, rows).slice_cols(width, width);
+    args.x = qkv.slice_cols(width, width);
     args.gain = k_norm;
     return run.backend.head_norm_rope(args);
 }
 
-// All tokens see all tokens: there is no mask.
+// All tokens of a picture see all of its tokens: there is no mask.
 Status Transformer::attend(const Run& run, const Buffers& b) const {
     const int64_t width = config_.width();
     AttentionArgs args;
@@ -295,6 +294,13 @@ Status Transformer::mlp(const Run& run, const Tensor& in, const Tensor& h, const
     return Status();
 }
 
+// Rows [first, first + rows) of everything.
+Transformer::Buffers Transformer::rows_of(const Buffers& b, int64_t first, int64_t rows) {
+    return {b.stream.slice_rows(first, rows), b.h.slice_rows(first, rows),
+            b.qkv.slice_rows(first, rows), b.joined.slice_rows(first, rows), b.hidden};
+}
+
+// Of one picture.
 Status Transformer::double_block(const Run& run, const DoubleBlock& w,
                                  const TransformerTables& tables, int64_t text_tokens,
                                  const Buffers& b) const {
@@ -303,30 +309,29 @@ Status Transformer::double_block(const Run& run, const DoubleBlock& w,
     struct Half {
         const Side& w;
         const Tensor& mod;
-        int64_t first, rows;
+        int64_t first;
+        Buffers b;
     };
-    const Half halves[] = {{w.text, tables.now.text, 0, text_tokens},
-                           {w.image, tables.now.image, text_tokens, b.stream.rows - text_tokens}};
+    const Half halves[] = {
+        {w.text, tables.now.text, 0, rows_of(b, 0, text_tokens)},
+        {w.image, tables.now.image, text_tokens,
+         rows_of(b, text_tokens, b.stream.rows - text_tokens)},
+    };
     for (const Half& half : halves) {
-        const Tensor h = b.h.slice_rows(half.first, half.rows),
-                     qkv = b.qkv.slice_rows(half.first, half.rows);
         const Tensor shift = modulation(half.mod, 0, width), scale = modulation(half.mod, 1, width);
-        BONSAI_TRY(backend.layer_norm(
-            {b.stream.slice_rows(half.first, half.rows), scale, shift, h, config_.norm_eps}));
-        LinearArgs args = linear_args(h, half.w.q, qkv.slice_cols(0, width));
+        BONSAI_TRY(backend.layer_norm({half.b.stream, scale, shift, half.b.h, config_.norm_eps}));
+        LinearArgs args = linear_args(half.b.h, half.w.q, half.b.qkv.slice_cols(0, width));
         args.projections[1].weight = half.w.k;
-        args.projections[1].out = qkv.slice_cols(width, width);
+        args.projections[1].out = half.b.qkv.slice_cols(width, width);
         args.projections[2].weight = half.w.v;
-        args.projections[2].out = qkv.slice_cols(2 * width, width);
+        args.projections[2].out = half.b.qkv.slice_cols(2 * width, width);
         args.count = 3;
         BONSAI_TRY(backend.linear(args));
-        BONSAI_TRY(rotate(run, tables, b.qkv, half.first, half.rows, half.w.q_norm, half.w.k_norm));
+        BONSAI_TRY(rotate(run, tables, half.b.qkv, half.first, half.w.q_norm, half.w.k_norm));
     }
     BONSAI_TRY(attend(run, b));
     for (const Half& half : halves) {
-        const Tensor stream = b.stream.slice_rows(half.first, half.rows),
-                     h = b.h.slice_rows(half.first, half.rows);
-        const Tensor joined = b.joined.slice_rows(half.first, half.rows);
+        const Tensor &stream = half.b.stream, &h = half.b.h, &joined = half.b.joined;
         BONSAI_TRY(backend.linear(linear_add_args(joined.slice_cols(0, width), half.w.out, stream,
                                                   modulation(half.mod, 2, width))));
         const Tensor shift = modulation(half.mod, 3, width), scale = modulation(half.mod, 4, width);
@@ -339,16 +344,20 @@ Status Transformer::double_block(const Run& run, const DoubleBlock& w,
     return Status();
 }
 
+// Of all pictures.
 Status Transformer::single_block(const Run& run, const SingleBlock& w,
                                  const TransformerTables& tables, const Buffers& b) const {
     Backend& backend = run.backend;
-    const int64_t width = config_.width();
+    const int64_t width = config_.width(), tokens = tables.cos.rows;
     const Tensor shift = modulation(tables.now.single, 0, width),
                  scale = modulation(tables.now.single, 1, width);
     BONSAI_TRY(backend.layer_norm({b.stream, scale, shift, b.h, config_.norm_eps}));
     BONSAI_TRY(backend.linear(linear_args(b.h, w.qkv, b.qkv)));
-    BONSAI_TRY(rotate(run, tables, b.qkv, 0, b.qkv.rows, w.q_norm, w.k_norm));
-    BONSAI_TRY(attend(run, b));
+    for (int64_t first = 0; first < b.stream.rows; first += tokens) {
+        const Buffers picture = rows_of(b, first, tokens);
+        BONSAI_TRY(rotate(run, tables, picture.qkv, 0, w.q_norm, w.k_norm));
+        BONSAI_TRY(attend(run, picture));
+    }
     BONSAI_TRY(mlp(run, w.mlp_in, b.h, b.hidden, b.joined.slice_cols(width, config_.mlp_width)));
     return backend.linear(
         linear_add_args(b.joined, w.out, b.stream, modulation(tables.now.single, 2, width)));
@@ -367,8 +376,8 @@ Status Transformer::begin_step(const Run& run, const TransformerTables& tables,
 Status Transformer::evaluate(const Run& run, const TransformerTables& tables, const Tensor& latents,
                              const Tensor& context, const Tensor& velocity) const {
     Backend& backend = run.backend;
-    const int64_t width = config_.width(), text = context.rows, image = latents.rows,
-                  rows = text + image;
+    const int64_t width = config_.width(), text = context.rows, tokens = tables.cos.rows;
+    const int64_t image = tokens - text, pictures = latents.rows / image, rows = pictures * tokens;
     const ActivationTypes t = types(backend);
     Buffers b;
     BONSAI_TRY(run.arena.allocate(rows, width, &b.stream));
@@ -379,17 +388,23 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     BONSAI_TRY(
         run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden, &b.hidden));
 
-    const Tensor text_rows = b.stream.slice_rows(0, text),
-                 image_rows = b.stream.slice_rows(text, image);
-    BONSAI_TRY(backend.copy(context, text_rows));
-    BONSAI_TRY(backend.linear(exact_linear(latents, x_embedder_, image_rows)));
+    const Tensor text_rows = b.stream.slice_rows(0, text), // of the first picture
+        image_rows = b.stream.slice_rows(text, image);
+    for (int64_t p = 0; p < pictures; ++p) {
+        const Tensor picture = b.stream.slice_rows(p * tokens, tokens);
+        BONSAI_TRY(backend.copy(context, picture.slice_rows(0, text)));
+        BONSAI_TRY(backend.linear(exact_linear(latents.slice_rows(p * image, image), x_embedder_,
+                                               picture.slice_rows(text, image))));
+    }
     BONSAI_TRY(run.show("s0_ctx_embed", text_rows));
     BONSAI_TRY(run.show("s0_x_embed", image_rows));
 
     const double blocks = static_cast<double>(double_blocks_.size() + single_blocks_.size());
     double done = 0;
     for (size_t i = 0; i < double_blocks_.size(); ++i) {
-        BONSAI_TRY(double_block(run, double_blocks_[i], tables, text, b));
+        for (int64_t p = 0; p < pictures; ++p)
+            BONSAI_TRY(
+                double_block(run, double_blocks_[i], tables, text, rows_of(b, p * tokens, tokens)));
         for (const Side* s : {&double_blocks_[i].image, &double_blocks_[i].text})
             if (run.streamed)
                 run.done_with({s->q, s->k, s->v, s->out, s->linear_in, s->linear_out});
@@ -407,10 +422,12 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     for (Tensor* tensor : {&b.h, &b.qkv, &b.joined, &b.hidden})
         run.arena.release(tensor);
     Tensor h; // of floats: the last product is exact
-    BONSAI_TRY(run.arena.allocate(image, width, &h));
+    BONSAI_TRY(run.arena.allocate(pictures * image, width, &h));
     const Tensor scale = modulation(tables.now.out, 0, width),
                  shift = modulation(tables.now.out, 1, width);
-    BONSAI_TRY(backend.layer_norm({image_rows, scale, shift, h, config_.norm_eps}));
+    for (int64_t p = 0; p < pictures; ++p)
+        BONSAI_TRY(backend.layer_norm({b.stream.slice_rows(p * tokens + text, image), scale, shift,
+                                       h.slice_rows(p * image, image), config_.norm_eps}));
     BONSAI_TRY(backend.linear(exact_linear(h, proj_out_, velocity)));
     run.arena.release(&b.stream);
     run.arena.release(&h);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Transformer: the FLUX.2 velocity network. Double blocks keep text and image tokens on weights of
 // their own and join them in attention; single blocks treat both alike. The stream is one matrix
-// [S, C], text rows first.
+// [B S, C]: B pictures one below the other, text rows first in each. Products in single blocks see
+// the rows of all pictures; whatever sees one row or one picture at a time gives each picture what
+// it would be alone.
 #pragma once
 
 #include "model/config.h"
@@ -42,7 +44,7 @@ class Transformer {
     // Before the evaluations of a step.
     Status begin_step(const Run& run, const TransformerTables& tables, int64_t step) const;
 
-    // One evaluation: latents [N, channels], context [T, C] -> velocity [N, channels].
+    // One evaluation: latents [B N, channels], context [T, C], of all -> velocity [B N, channels].
     Status evaluate(const Run& run, const TransformerTables& tables, const Tensor& latents,
                     const Tensor& context, const Tensor& velocity) const;
 
@@ -66,10 +68,10 @@ class Transformer {
         Tensor q_norm, k_norm; // [1, head_dim]
     };
     struct Buffers {
-        Tensor stream; // [S, C] f32
-        Tensor h;      // [S, C] normalised stream
-        Tensor qkv;    // [S, 3 C]
-        Tensor joined; // [S, C + F]: attention output | activated MLP
+        Tensor stream; // [B S, C] f32
+        Tensor h;      // [B S, C] normalised stream
+        Tensor qkv;    // [B S, 3 C]
+        Tensor joined; // [B S, C + F]: attention output | activated MLP
         Tensor hidden; // [mlp_rows, 2 F]: an MLP works through the tokens in pieces
     };
     ActivationTypes types(const Backend& backend) const;
@@ -77,8 +79,9 @@ class Transformer {
     Status load_single(const std::string& name, WeightLoader& loader, SingleBlock* block);
     Status write_rope(Backend& backend, int64_t text_tokens, int64_t latent_width,
                       const Tensor& cos, const Tensor& sin) const;
+    static Buffers rows_of(const Buffers& b, int64_t first, int64_t rows);
     Status rotate(const Run& run, const TransformerTables& tables, const Tensor& qkv, int64_t first,
-                  int64_t rows, const Tensor& q_norm, const Tensor& k_norm) const;
+                  const Tensor& q_norm, const Tensor& k_norm) const;
     Status attend(const Run& run, const Buffers& b) const;
     Status mlp(const Run& run, const Tensor& in, const Tensor& h, const Tensor& hidden,
                const Tensor& out) const;

@@ -32,6 +32,7 @@ class CudaBackend final : public Backend {
     Status begin_capture() override;
     Status end_capture(std::unique_ptr<Capture>* out) override;
     Status replay(const Capture& capture) override;
+    int64_t batch() const override { return 8; }
     ActivationTypes activations() const override;
 
   protected:
