@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/sampler.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/half.h"
+#include "core/raw_vector.h"
 #include "core/rng.h"
 
 namespace bonsai {
@@ -61,11 +63,15 @@ float network_timestep(float sigma, int64_t train_steps, bonsai_dtype dtype) {
 void noise_tokens(uint64_t seed, int64_t channels, int64_t height, int64_t width,
                   bonsai_dtype dtype, float* tokens) {
     const int64_t count = height * width;
-    std::vector<float> planes(static_cast<size_t>(channels * count));
+    RawVector<float> planes(static_cast<size_t>(channels * count));
     torch_cpu_randn(seed, planes.data(), planes.size());
-    for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < count; ++i)
-            tokens[i * channels + c] = round_to(planes[static_cast<size_t>(c * count + i)], dtype);
+    constexpr int64_t kPiece = 16; // tokens at a time, whose cache lines stay
+    for (int64_t first = 0; first < count; first += kPiece) {
+        const int64_t end = std::min(first + kPiece, count);
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t i = first; i < end; ++i)
+                tokens[i * channels + c] =
+                    round_to(planes[static_cast<size_t>(c * count + i)], dtype);
     }
 }
 

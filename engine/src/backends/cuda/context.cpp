@@ -47,9 +47,9 @@ Status Scratch::get(size_t bytes, void** out) {
 
 void Scratch::reset() {
     if (blocks_.size() > 1) {
+        size_t wanted = 0;
         for (const Block& block : blocks_)
-            wanted_ += block.size;
-        const size_t wanted = wanted_;
+            wanted += block.used;
         clear();
         wanted_ = wanted;
     } else if (!blocks_.empty()) {

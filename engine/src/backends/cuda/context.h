@@ -34,7 +34,7 @@ class Scratch {
         *out = static_cast<T*>(bytes);
         return Status();
     }
-    // Between ops. Blocks become one, as large as they were together, at the next get().
+    // Between ops. Blocks become one at the next get(), as large as the op's pieces were together.
     void reset();
     void clear(); // gives all back
 
