@@ -45,6 +45,20 @@ static bonsai_dtype dtype_of(const char* text) {
                                            : BONSAI_DTYPE_F32;
 }
 
+// The pipeline keeps noise, velocities and latents in the host's memory, whatever the device.
+static bool kept_on_host(const std::string& name) {
+    return name == "noise" || name.rfind("velocity_", 0) == 0 ||
+           (name.rfind("latents_", 0) == 0 && name != "latents_unpatchified");
+}
+
+static Status values_of(const std::string& name, const Tensor& value, Backend& backend,
+                        std::vector<float>* data) {
+    data->resize(static_cast<size_t>(value.rows * value.cols));
+    if (!kept_on_host(name)) return backend.read(value, data->data());
+    std::memcpy(data->data(), value.data, data->size() * sizeof(float));
+    return Status();
+}
+
 static int failed(const Status& status) {
     std::fprintf(stderr, "bonsai-probe: %s\n", status.message().c_str());
     return 1;
@@ -108,8 +122,8 @@ int main(int argc, char** argv) {
     Status status = Pipeline::open(argv[1], options, &pipeline);
     if (!status.ok()) return failed(status);
     request.probe = [&](const std::string& name, const Tensor& value, Backend& backend) {
-        std::vector<float> data(static_cast<size_t>(value.rows * value.cols));
-        BONSAI_TRY(backend.read(value, data.data()));
+        std::vector<float> data;
+        BONSAI_TRY(values_of(name, value, backend, &data));
         write_npy(out + "/" + name + ".npy", "<f4",
                   std::to_string(value.rows) + ", " + std::to_string(value.cols), data.data(),
                   data.size() * 4);
