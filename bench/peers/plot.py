@@ -8,6 +8,12 @@ from pathlib import Path
 Series = dict[str, list[tuple[float, float]]]  # name of an engine -> (pixels, value)
 
 
+def few_decades(series: Series) -> bool:
+    """Whether values between powers of ten need numbers, too."""
+    values = [y for rows in series.values() for _, y in rows]
+    return max(values) < 30 * min(values)
+
+
 def draw(panels: list[tuple[str, Series]], path: Path) -> None:
     """One panel beside the other, each with its title; the ending of path decides the format."""
     import matplotlib
@@ -26,6 +32,8 @@ def draw(panels: list[tuple[str, Series]], path: Path) -> None:
         axis.set_yscale("log")
         axis.set_xticks(pixels, [f"{x / 1000:.0f}k" for x in pixels])
         axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}" if few_decades(series) else "")
         axis.set_xlabel("pixels")
         axis.set_title(title)
         axis.grid(True, which="both", linewidth=0.3)
