@@ -39,14 +39,16 @@ std::vector<std::string> devices_under_test() {
 
 } // namespace
 
-void for_each_device(Precision precision, const std::function<void(Pair& pair)>& body) {
+void for_each_device(Precision precision, Precision reference,
+                     const std::function<void(Pair& pair)>& body) {
     static const std::vector<std::string> ids = devices_under_test();
     if (ids.empty()) std::printf("SKIPPED: no device beside the processor is here\n");
     for (const std::string& id : ids) {
         Pair pair;
         BackendOptions options;
-        options.precision = precision;
+        options.precision = reference;
         CHECK_OK(create_backend("cpu", options, &pair.cpu));
+        options.precision = precision;
         CHECK_OK(create_backend(id, options, &pair.device));
         if (pair.cpu && pair.device) body(pair);
     }

@@ -30,8 +30,12 @@ struct Pair {
 };
 
 // Calls body for every device beside the processor, or for the one that BONSAI_TEST_DEVICE names;
-// says so when there is none. The CPU has the same precision.
-void for_each_device(Precision precision, const std::function<void(Pair& pair)>& body);
+// says so when there is none. The CPU has the same precision, or that of `reference`.
+void for_each_device(Precision precision, Precision reference,
+                     const std::function<void(Pair& pair)>& body);
+inline void for_each_device(Precision precision, const std::function<void(Pair& pair)>& body) {
+    for_each_device(precision, precision, body);
+}
 
 struct Side {
     Backend& backend;
