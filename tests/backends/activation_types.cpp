@@ -221,13 +221,11 @@ TEST(device_heads_of_half_precision) {
             product.projections[0].out = qkv;
             product.count = 1;
             CHECK_OK(b.backend.linear(product));
-            for (const int64_t first : {int64_t{0}, width}) {
-                HeadNormRopeArgs rope;
-                rope.x = qkv.slice_cols(first, width);
-                rope.gain = gain, rope.cos = cos, rope.sin = sin;
-                rope.head_dim = 128, rope.eps = 1e-6f;
-                CHECK_OK(b.backend.head_norm_rope(rope));
-            }
+            HeadNormRopeArgs rope;
+            rope.x = qkv.slice_cols(0, width), rope.also = qkv.slice_cols(width, width);
+            rope.gain = rope.also_gain = gain, rope.cos = cos, rope.sin = sin;
+            rope.head_dim = 128, rope.eps = 1e-6f;
+            CHECK_OK(b.backend.head_norm_rope(rope));
             AttentionArgs attention;
             attention.q = qkv.slice_cols(0, width);
             attention.k = qkv.slice_cols(width, width);

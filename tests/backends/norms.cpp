@@ -76,7 +76,9 @@ TEST(device_head_norm_rope) {
                     Case c(pair, format("%d heads of %d, %s", static_cast<int>(heads), head_dim,
                                         pairs == RopePairs::kHalves ? "halves" : "neighbours"));
                     const Operand x = c.random(rows, heads * head_dim, 2 * head_dim, 0, 0, 3),
-                                  gain = c.random(1, head_dim);
+                                  gain = c.random(1, head_dim),
+                                  also = c.random(rows - 2, 2 * head_dim, 0, 0, 0, 3),
+                                  also_gain = c.random(1, head_dim);
                     const auto angle = [](int64_t r, int64_t i) {
                         return static_cast<float>(r) / static_cast<float>(i + 1);
                     };
@@ -89,11 +91,13 @@ TEST(device_head_norm_rope) {
                     c.run([&](Side side) {
                         HeadNormRopeArgs args;
                         args.x = x[side], args.gain = gain[side];
+                        if (heads != 1) args.also = also[side], args.also_gain = also_gain[side];
                         args.cos = cos[side], args.sin = sin[side];
                         args.head_dim = head_dim, args.pairs = pairs, args.eps = 1e-6f;
                         return side.backend.head_norm_rope(args);
                     });
                     c.expect_close(x, 4e-6);
+                    c.expect_close(also, 4e-6);
                 }
     });
 }

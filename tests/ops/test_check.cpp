@@ -158,6 +158,15 @@ TEST(head_norm_rope) {
     CHECK_FAILS(changed(good, [](Args& a) { a.pairs = static_cast<RopePairs>(2); }), kBad,
                 "pairs 2");
     CHECK_FAILS(changed(good, [](Args& a) { a.eps = NAN; }), kBad, "eps nan");
+    good.also = f32(5, 6, 64), good.also_gain = f32(6, 1, 64);
+    CHECK_OK(check(good));
+    CHECK_FAILS(changed(good, [](Args& a) { a.also.rows = 8; }), kBad,
+                "also rows 8, expected at most 7");
+    CHECK_FAILS(changed(good, [](Args& a) { a.also.cols = a.also.stride = 96; }), kBad,
+                "also cols 96, expected a multiple of 64");
+    CHECK_FAILS(changed(good, [](Args& a) { a.also_gain = Tensor(); }), kBad,
+                "also_gain is absent");
+    CHECK_FAILS(changed(good, [](Args& a) { a.also.data = a.x.data; }), kBad, "shares memory");
 }
 
 TEST(attention) {
@@ -262,7 +271,7 @@ TEST(codes) {
     ActivationTypes types;
     types.product = DType::kI8;
     static int8_t bytes[2048];
-    static float scales[2048 / kGroup * 300];
+    alignas(16) static float scales[2048 / kGroup * 300];
     Tensor joined{DType::kI8, 10, 2048, 2048, bytes};
     joined.scales = scales;
     joined.scale_stride = scale_stride_of(10);
@@ -283,6 +292,8 @@ TEST(codes) {
     CHECK_FAILS(product(joined, DType::kQ8_0), kBad, "expected a low-bit type");
     CHECK_FAILS(product(joined.slice_cols(640, 1408), DType::kQ1_0), kBad,
                 "begins at a multiple of 512");
+    CHECK_OK(product(joined.slice_rows(4, 6), DType::kQ1_0));
+    CHECK_FAILS(product(joined.slice_rows(5, 5), DType::kQ1_0), kBad, "begins at a multiple of 4");
     joined.scale_stride = 16;
     CHECK_FAILS(product(joined, DType::kQ1_0), kBad, "scales 16 apart");
 }

@@ -15,7 +15,8 @@ struct Tensor {
     int64_t stride = 0; // elements from one row to the next; == cols unless this is a column slice
     void* data = nullptr; // an address of the backend that owns the memory
     // kI8 only: element (r, c) is its code times scales[c / scale_group * scale_stride + r]; the
-    // last group of a row may be short. Kernels may read the scales of 256 rows beyond the last.
+    // last group of a row may be short. Kernels read scales four at a time, from a multiple of
+    // 16 bytes on, and may read those of 256 rows beyond the last.
     float* scales = nullptr;
     int64_t scale_stride = 0;
     int scale_group = kGroup; // or kWideGroup

@@ -84,9 +84,7 @@ Status TextEncoder::layer(const Run& run, const Layer& w, const Buffers& b) cons
     rope.pairs = RopePairs::kHalves;
     rope.eps = c.norm_eps;
     rope.x = b.q, rope.gain = w.q_norm, rope.cos = b.cos, rope.sin = b.sin;
-    BONSAI_TRY(backend.head_norm_rope(rope));
-    rope.x = b.k, rope.gain = w.k_norm;
-    rope.cos = b.cos.slice_rows(0, n_real), rope.sin = b.sin.slice_rows(0, n_real);
+    rope.also = b.k, rope.also_gain = w.k_norm;
     BONSAI_TRY(backend.head_norm_rope(rope));
 
     AttentionArgs attention;

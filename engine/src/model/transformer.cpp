@@ -260,9 +260,8 @@ Status Transformer::rotate(const Run& run, const TransformerTables& tables, cons
     args.sin = tables.sin.slice_rows(first, qkv.rows);
     args.x = qkv.slice_cols(0, width);
     args.gain = q_norm;
-    BONSAI_TRY(run.backend.head_norm_rope(args));
-    args.x = qkv.slice_cols(width, width);
-    args.gain = k_norm;
+    args.also = qkv.slice_cols(width, width);
+    args.also_gain = k_norm;
     return run.backend.head_norm_rope(args);
 }
 

@@ -97,6 +97,10 @@ Status check_product(const char* op, const char* name, const Tensor& t,
         return bad(
             op, name,
             format("has no scales; a slice of columns begins at a multiple of %d", t.scale_group));
+    if (reinterpret_cast<uintptr_t>(t.scales) % 16 != 0)
+        return bad(op, name,
+                   "has scales that begin at no multiple of 16 bytes; a slice of rows "
+                   "begins at a multiple of 4");
     if (t.scale_stride < scale_stride_of(t.rows))
         return bad(op, name,
                    format("has scales %lld apart, expected at least %lld", ll(t.scale_stride),
@@ -121,6 +125,23 @@ Status check_alike(const char* op, const char* name, const Tensor& t, const char
 // One row of parameters: a gain, a bias, a shift.
 Status check_vector(const char* op, const char* name, const Tensor& t, Size cols) {
     return check_f32(op, name, t, {1, "one row"}, cols);
+}
+
+Status check_also(const char* op, const HeadNormRopeArgs& args, const ActivationTypes& types) {
+    BONSAI_TRY(check_type(op, "also", args.also, types.heads));
+    BONSAI_TRY(check_alike(op, "also", args.also, "x", args.x));
+    if (args.also.cols % args.head_dim != 0)
+        return bad(op, "also",
+                   format("cols %lld, expected a multiple of %d (= head_dim)", ll(args.also.cols),
+                          args.head_dim));
+    if (args.also.rows > args.x.rows)
+        return bad(op, "also",
+                   format("rows %lld, expected at most %lld (= x rows)", ll(args.also.rows),
+                          ll(args.x.rows)));
+    BONSAI_TRY(check_vector(op, "also_gain", args.also_gain, {args.head_dim, "head_dim"}));
+    if (args.also.data == args.x.data)
+        return bad(op, "also", "shares memory with x, expected another matrix");
+    return {};
 }
 
 // Two operands that a kernel may not read and write at once.
@@ -218,6 +239,7 @@ Status check(const HeadNormRopeArgs& args, const ActivationTypes& types) {
     BONSAI_TRY(check_type(op, "x", args.x, types.heads));
     BONSAI_TRY(check_multiple(op, "x cols", args.x.cols, args.head_dim, "head_dim"));
     BONSAI_TRY(check_vector(op, "gain", args.gain, {args.head_dim, "head_dim"}));
+    if (!args.also.empty()) BONSAI_TRY(check_also(op, args, types));
     const Size rows = {args.x.rows, "x rows"};
     const Size half = {args.head_dim / 2, "head_dim / 2"};
     BONSAI_TRY(check_f32(op, "cos", args.cos, rows, half));

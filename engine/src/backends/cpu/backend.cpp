@@ -131,7 +131,11 @@ Status CpuBackend::do_layer_norm(const LayerNormArgs& args) {
     return by_rows(args, table_.layer_norm);
 }
 Status CpuBackend::do_head_norm_rope(const HeadNormRopeArgs& args) {
-    return by_rows(args, table_.head_norm_rope);
+    BONSAI_TRY(by_rows(args, table_.head_norm_rope));
+    if (args.also.empty()) return Status();
+    HeadNormRopeArgs also = args;
+    also.x = args.also, also.gain = args.also_gain;
+    return by_rows(also, table_.head_norm_rope);
 }
 Status CpuBackend::do_silu(const SiluArgs& args) {
     return by_rows(args, table_.silu);
