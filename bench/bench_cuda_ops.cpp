@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// bonsai-bench-cuda-ops: attention at the shapes of transformer, text encoder and VAE, and the
-// convolutions and group norms of a decoded picture. Random operands; medians of CUDA events around
-// one op each, the rounding of its operands included.
-//   bonsai-bench-cuda-ops [repeats]
+// bonsai-bench-cuda-ops: what a step does beside its products, attention at the shapes of
+// transformer, text encoder and VAE, and the convolutions and group norms of a decoded picture.
+// Random operands; medians of CUDA events around one op each, the rounding of its operands
+// included.
+//   bonsai-bench-cuda-ops [repeats [step|attention|vae]]
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "backends/cuda/devices.h"
@@ -95,6 +97,105 @@ struct Bench {
         return static_cast<double>(times[times.size() / 2]);
     }
 };
+
+// An I8 matrix with a scale for `group` columns.
+Tensor codes(Bench& bench, int64_t rows, int64_t cols, int group) {
+    Tensor t{DType::kI8, rows, cols, cols, nullptr};
+    t.data = bench.matrix(DType::kF16, rows, cols / 2).data;
+    t.scale_stride = scale_stride_of(rows);
+    t.scales = bench.matrix(DType::kF32, scale_groups(cols, group), t.scale_stride).f32();
+    t.scale_group = group;
+    return t;
+}
+
+using Op = std::function<Status()>;
+
+// Microseconds of one op within a graph that runs `ops` again and again, as a step does: gaps
+// between kernels included, the host's time for a launch not.
+double in_graph(Bench& bench, const std::vector<Op>& ops) {
+    constexpr size_t kRuns = 24;
+    const auto run = [&](size_t i) {
+        bench.scratch->reset();
+        require(ops[i % ops.size()]());
+    };
+    for (size_t i = 0; i < 3; ++i)
+        run(i);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    require(cudaStreamBeginCapture(bench.context.stream, cudaStreamCaptureModeRelaxed), "capture");
+    for (size_t i = 0; i < kRuns; ++i)
+        run(i);
+    require(cudaStreamEndCapture(bench.context.stream, &graph), "capture");
+    require(cudaGraphInstantiate(&executable, graph, 0), "graph");
+    const double ms = bench.median(
+        [&] { return check(cudaGraphLaunch(executable, bench.context.stream), "graph"); });
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+    return ms * 1e3 / kRuns;
+}
+
+// An op that only moves memory, its operands in the L2 cache as far as they fit, and, with several
+// sets of operands in turn, not there.
+void report(Bench& bench, const char* what, int64_t tokens, int64_t bytes,
+            const std::function<Op()>& make) {
+    std::vector<Op> ops = {make()};
+    const double near = in_graph(bench, ops);
+    while (static_cast<int64_t>(ops.size()) * bytes < 200000000)
+        ops.push_back(make());
+    const double far = in_graph(bench, ops);
+    const double floor = static_cast<double>(bytes) / 4e6;
+    std::printf("%-28s %5lld tokens  floor at 4 TB/s %5.1f us, from L2 %5.1f us, from memory %5.1f "
+                "us (%2.0f %%)\n",
+                what, static_cast<long long>(tokens), floor, near, far, 100 * floor / far);
+}
+
+// Width 3072, MLP 9216, 24 heads of 128; `group` columns a scale.
+void bench_step(Bench& bench, int64_t tokens, int group) {
+    const int64_t width = 3072, mlp = 9216;
+    const Tensor row = bench.matrix(DType::kF32, 1, width);
+    report(bench, "norm, f32 to I8", tokens, tokens * width * 5, [&]() -> Op {
+        const Tensor x = bench.matrix(DType::kF32, tokens, width),
+                     h = codes(bench, tokens, width, group);
+        return [=, &bench] { return cuda::layer_norm(bench.context, {x, row, row, h, 1e-6f}); };
+    });
+    report(bench, "SwiGLU, f16 to I8", tokens, tokens * mlp * 5, [&]() -> Op {
+        const Tensor hidden = bench.matrix(DType::kF16, tokens, 2 * mlp),
+                     out = codes(bench, tokens, width + mlp, group).slice_cols(width, mlp);
+        return [=, &bench] {
+            return cuda::swiglu(bench.context,
+                                {hidden.slice_cols(0, mlp), hidden.slice_cols(mlp, mlp), out});
+        };
+    });
+    bench.drop();
+    HeadNormRopeArgs rope;
+    rope.gain = rope.also_gain = bench.matrix(DType::kF32, 1, 128);
+    rope.cos = bench.matrix(DType::kF32, tokens, 64);
+    rope.sin = bench.matrix(DType::kF32, tokens, 64);
+    rope.head_dim = 128, rope.eps = 1e-6f;
+    report(bench, "head norm, rotation, q and k", tokens, tokens * width * 8, [&]() -> Op {
+        const Tensor qkv = bench.matrix(DType::kF16, tokens, 3 * width);
+        HeadNormRopeArgs args = rope;
+        args.x = qkv.slice_cols(0, width), args.also = qkv.slice_cols(width, width);
+        return [=, &bench] { return cuda::head_norm_rope(bench.context, args); };
+    });
+    report(bench, "quantise, f16 to I8", tokens, tokens * width * 3, [&]() -> Op {
+        const Tensor halves = bench.matrix(DType::kF16, tokens, width),
+                     out = codes(bench, tokens, width + mlp, group).slice_cols(0, width);
+        return [=, &bench] { return quantize_rows(bench.context, halves, quantized_rows(out)); };
+    });
+    bench.drop();
+    const Tensor qkv = bench.matrix(DType::kF16, tokens, 3 * width);
+    AttentionArgs args;
+    args.q = qkv.slice_cols(0, width), args.k = qkv.slice_cols(width, width);
+    args.v = qkv.slice_cols(2 * width, width);
+    args.out = codes(bench, tokens, width + mlp, group).slice_cols(0, width);
+    args.heads = args.kv_heads = 24, args.head_dim = 128, args.scale = 0.0883883f;
+    const double us = in_graph(bench, {[&] { return cuda::attention(bench.context, args); }});
+    std::printf("attention to I8, groups of %d   %5lld tokens  %6.1f us, %5.1f TFLOP/s\n", group,
+                static_cast<long long>(tokens), us,
+                4 * static_cast<double>(tokens * tokens * width) / us * 1e-6);
+    bench.drop();
+}
 
 void bench_attention(Bench& bench, DType type, int64_t tokens, int heads, int kv_heads, int dim,
                      bool causal) {
@@ -201,13 +302,21 @@ int main(int argc, char** argv) {
     bench.context.scratch = bench.scratch.get();
     bench.context.stream = bench.memory->stream();
     std::printf("%s\n", info.name.c_str());
-    for (const int64_t tokens : {768, 1536, 4608})
-        for (const DType type : {DType::kF32, DType::kF16})
-            bench_attention(bench, type, tokens, 24, 24, 128, false);
-    bench_attention(bench, DType::kF32, 512, 32, 8, 128, true);
-    for (const int64_t tokens : {4096, 16384})
-        bench_attention(bench, DType::kF32, tokens, 1, 1, 512, false);
-    for (const int64_t side : {64, 128})
-        bench_vae(bench, side);
+    const std::string part = argc > 2 ? argv[2] : "";
+    if (part.empty() || part == "step")
+        for (const int group : {kGroup, kWideGroup})
+            for (const int64_t tokens : {512, 1024, 1536, 4608})
+                bench_step(bench, tokens, group);
+    if (part.empty() || part == "attention") {
+        for (const int64_t tokens : {768, 1536, 4608})
+            for (const DType type : {DType::kF32, DType::kF16})
+                bench_attention(bench, type, tokens, 24, 24, 128, false);
+        bench_attention(bench, DType::kF32, 512, 32, 8, 128, true);
+        for (const int64_t tokens : {4096, 16384})
+            bench_attention(bench, DType::kF32, tokens, 1, 1, 512, false);
+    }
+    if (part.empty() || part == "vae")
+        for (const int64_t side : {64, 128})
+            bench_vae(bench, side);
     return 0;
 }
