@@ -83,6 +83,9 @@ class Backend {
     // From contiguous host rows of to.cols elements, which the caller may change once this returns.
     virtual Status write(const Tensor& to, const void* host) = 0;
     virtual Status read(const Tensor& from, void* host) = 0; // waits for the queue first
+    // Reads what had been computed when the queue was last waited for; what is queued since may run
+    // meanwhile.
+    virtual Status read_beside(const Tensor& from, void* host) { return read(from, host); }
     // [P, 3] of [-1, 1], contiguous, as bytes (core/pixels.h), after the queue; *finite is false if
     // one is no number.
     virtual Status read_pixels(const Tensor& from, uint8_t* rgb, bool* finite);
@@ -106,7 +109,7 @@ class Backend {
     virtual Status end_capture(std::unique_ptr<Capture>* out);
     virtual Status replay(const Capture& capture);
 
-    // Pictures of one size that are drawn faster together than one by one.
+    // Pictures of one size that are drawn faster together than one by one, and are the same.
     virtual int64_t batch() const { return 1; }
     // Which types of activations save time here; others than F32 only where the precision allows.
     virtual ActivationTypes activations() const { return {}; }

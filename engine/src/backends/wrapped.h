@@ -27,6 +27,9 @@ class WrappedBackend : public Backend {
     void drop_weight(const Tensor& weight) override { inner_->drop_weight(weight); }
     Status write(const Tensor& to, const void* host) override { return inner_->write(to, host); }
     Status read(const Tensor& from, void* host) override { return inner_->read(from, host); }
+    Status read_beside(const Tensor& from, void* host) override {
+        return inner_->read_beside(from, host);
+    }
     Status read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) override {
         return inner_->read_pixels(from, rgb, finite);
     }

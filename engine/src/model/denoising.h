@@ -23,6 +23,7 @@ struct Pipeline::Denoising {
     std::vector<std::unique_ptr<Capture>> recorded;
     const void* activations = nullptr;
     bool unrecordable = false;
+    std::function<Status()> meanwhile; // once, while the device works on the first evaluation
 
     std::vector<float> state,
         change; // latents and velocity on the host, where the Euler steps are taken

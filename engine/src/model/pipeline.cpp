@@ -173,8 +173,9 @@ Status Pipeline::tokenize(const std::string& prompt, std::vector<int32_t>* ids) 
     return Status();
 }
 
+// With `left` the rows stay on the device, in *left, if there is room behind the arenas.
 Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double first, double share,
-                        Prompt* out) {
+                        Prompt* out, Tensor* left) {
     std::string text;
     std::vector<int32_t> ids;
     BONSAI_TRY(templated(prompt, &text));
@@ -197,13 +198,19 @@ Status Pipeline::encode(const std::string& prompt, Monitor& monitor, double firs
         streams(text_encoder_.weights(), plan.total())};
     BONSAI_TRY(run.progress(0));
     Tensor rows;
-    BONSAI_TRY(arena->allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
+    const bool stays = left && end_of_workspace(&rows);
+    if (!stays)
+        BONSAI_TRY(arena->allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
     BONSAI_TRY(text_encoder_.encode(run, ids.data(), out->tokens, rows));
     BONSAI_TRY(run.show("prompt_embeds", rows));
+    out->text = prompt;
     out->rows.resize(static_cast<size_t>(rows.rows * rows.cols));
+    if (stays) {
+        *left = rows;
+        return backend_->synchronize();
+    }
     BONSAI_TRY(backend_->read(rows, out->rows.data()));
     BONSAI_TRY(file_->file().check());
-    out->text = prompt;
     return check_numbers(out->rows.data(), out->rows.size(), BONSAI_STAGE_TEXT_ENCODER, "");
 }
 
@@ -239,19 +246,34 @@ Status Pipeline::encode_all(const Request& request, Monitor& monitor) {
     std::vector<std::string> texts = {request.prompt};
     if (request.guidance > 1) texts.push_back("");
     encoded_.clear();
+    pending_ = {};
     const Eviction after{*this, {&text_encoder_.weights()}};
     const double share = 1.0 / static_cast<double>(texts.size());
     for (size_t i = 0; i < texts.size(); ++i) {
         std::shared_ptr<const Prompt> prompt = take_recent(texts[i]);
         if (!prompt || request.probe) {
             const auto made = std::make_shared<Prompt>();
-            BONSAI_TRY(
-                encode(texts[i], monitor, static_cast<double>(i) * share, share, made.get()));
+            Tensor left;
+            BONSAI_TRY(encode(texts[i], monitor, static_cast<double>(i) * share, share, made.get(),
+                              texts.size() == 1 && !request.probe ? &left : nullptr));
             prompt = made;
+            if (!left.empty()) pending_ = {made, left};
         }
         encoded_.push_back(prompt);
-        remember(prompt);
+        if (!pending_.prompt) remember(prompt);
     }
+    return Status();
+}
+
+// What encode left on the device.
+Status Pipeline::fetch_pending() {
+    const Pending pending = std::move(pending_);
+    pending_ = {};
+    RawVector<float>& rows = pending.prompt->rows;
+    BONSAI_TRY(backend_->read_beside(pending.rows, rows.data()));
+    BONSAI_TRY(file_->file().check());
+    BONSAI_TRY(check_numbers(rows.data(), rows.size(), BONSAI_STAGE_TEXT_ENCODER, ""));
+    remember(pending.prompt);
     return Status();
 }
 

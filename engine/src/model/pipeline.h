@@ -104,8 +104,9 @@ class Pipeline {
     Status resolve(Request* request) const;
     Status encode_all(const Request& request, Monitor& monitor);
     Status encode(const std::string& prompt, Monitor& monitor, double first, double share,
-                  Prompt* out);
+                  Prompt* out, Tensor* left = nullptr);
     Status encode_one(const std::string& prompt, Prompt* out);
+    Status fetch_pending();
     std::shared_ptr<const Prompt> take_recent(const std::string& text);
     void remember(const std::shared_ptr<const Prompt>& prompt);
     EmbedsShape embeds_shape() const;
@@ -149,6 +150,8 @@ class Pipeline {
     Status plan_request(const Request& request, bonsai_memory_plan* plan) const;
     Status plan_workspace(const Request& request, size_t* bytes) const;
     Status reserve(const Request& request);
+    size_t prompt_bytes() const;
+    bool end_of_workspace(Tensor* prompt) const;
     Status borrow_arena(size_t bytes, std::unique_ptr<Arena>* out) const;
     Status check_memory(const Request& request) const;
     Status check_text_memory() const;
@@ -170,6 +173,13 @@ class Pipeline {
     std::unique_ptr<Tokenizer> tokenizer_;
     std::vector<std::shared_ptr<const Prompt>> encoded_; // of this picture
     std::vector<std::shared_ptr<const Prompt>> recent_;  // the last used first: prompts recur
+    // An encoded prompt whose rows still lie at the end of workspace_: they are read while the
+    // first step runs. Not among the recent ones before that.
+    struct Pending {
+        std::shared_ptr<Prompt> prompt;
+        Tensor rows;
+    };
+    Pending pending_;
     TextEncoder text_encoder_;
     Transformer transformer_;
     VaeDecoder vae_;

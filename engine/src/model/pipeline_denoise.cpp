@@ -41,6 +41,11 @@ Status Pipeline::embed_prompts(const Run& run,
     for (size_t i = 0; i < d->contexts.size(); ++i) {
         const Prompt* prompt = run.arena.planning() ? nullptr : prompts[i].get();
         if (prompt && prompt == d->prompts[i].get()) continue;
+        if (prompt && prompt == pending_.prompt.get()) { // its rows are on the device
+            BONSAI_TRY(transformer_.embed_context(run, pending_.rows, d->contexts[i]));
+            d->prompts[i] = prompts[i];
+            continue;
+        }
         Tensor rows;
         BONSAI_TRY(run.arena.allocate(config_.text.max_tokens, config_.text.prompt_width(), &rows));
         BONSAI_TRY(run.backend.write(rows, prompt ? prompt->rows.data() : nullptr));
@@ -110,6 +115,11 @@ Status Pipeline::evaluate(const Run& run, const Request& request, int64_t step,
     BONSAI_TRY(transformer_.begin_step(run, d->tables, step));
     BONSAI_TRY(run.backend.write(d->latents, d->state.data()));
     BONSAI_TRY(run_transformer(run, 0, step == 0, d));
+    if (d->meanwhile) {
+        const std::function<Status()> meanwhile = std::move(d->meanwhile);
+        d->meanwhile = nullptr;
+        BONSAI_TRY(meanwhile());
+    }
     BONSAI_TRY(run.backend.read(d->velocity, d->change.data()));
     if (d->contexts.size() > 1) {
         Run quiet = run;
@@ -165,6 +175,7 @@ Status Pipeline::denoise(const Request& request, int64_t pictures, std::vector<f
         };
     BONSAI_TRY(monitor.tick(0));
     BONSAI_TRY(open_denoising(run, request, pictures, plan.kept, &d));
+    if (pending_.prompt) d->meanwhile = [this] { return fetch_pending(); };
     d->state = std::move(noise);
     d->change.resize(d->state.size());
     BONSAI_TRY(run.show("noise", f32_matrix(d->state.data(), d->latents.rows, d->latents.cols)));

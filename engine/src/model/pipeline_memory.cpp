@@ -51,7 +51,7 @@ int64_t Pipeline::choose_batch(const Request& request) const {
     const int64_t tokens =
         config_.text.max_tokens + request.height / kSizeMultiple * (request.width / kSizeMultiple);
     int64_t most = std::min(request.images, backend_->batch());
-    if (request.probe || tokens % kRows != 0) most = 1;
+    if (request.probe || tokens % kRows != 0 || !transformer_.quantised()) most = 1;
     const uint64_t limit = memory_limit();
     const auto fits = [&](int64_t pictures) {
         StagePlan plan;
@@ -75,8 +75,28 @@ Status Pipeline::plan_workspace(const Request& request, size_t* bytes) const {
     BONSAI_TRY(plan_text(&text));
     BONSAI_TRY(plan_denoise(request, choose_batch(request), &steps));
     BONSAI_TRY(plan_decode(height, width, &decode));
-    *bytes = std::max({text.arena, steps.arena, decode.arena});
+    *bytes = std::max({text.arena + prompt_bytes(), steps.arena + prompt_bytes(), decode.arena});
     return Status();
+}
+
+namespace {
+constexpr size_t kAlignment = 256;
+}
+
+// What the rows of an encoded prompt take at the end of the workspace.
+size_t Pipeline::prompt_bytes() const {
+    const int64_t rows = config_.text.max_tokens, cols = config_.text.prompt_width();
+    return static_cast<size_t>(rows * cols) * sizeof(float) + kAlignment;
+}
+
+// Room for them behind the arenas of the text encoder and the steps.
+bool Pipeline::end_of_workspace(Tensor* prompt) const {
+    if (!workspace_) return false;
+    const size_t begin = workspace_->size() - prompt_bytes() + kAlignment - 1;
+    uint8_t* data = static_cast<uint8_t*>(workspace_->data()) + begin / kAlignment * kAlignment;
+    *prompt = f32_matrix(reinterpret_cast<float*>(data), config_.text.max_tokens,
+                         config_.text.prompt_width());
+    return true;
 }
 
 // Makes the buffer that the arenas of all stages and pictures share, if the device has room for

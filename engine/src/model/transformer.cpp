@@ -424,10 +424,14 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     BONSAI_TRY(run.arena.allocate(pictures * image, width, &h));
     const Tensor scale = modulation(tables.now.out, 0, width),
                  shift = modulation(tables.now.out, 1, width);
-    for (int64_t p = 0; p < pictures; ++p)
-        BONSAI_TRY(backend.layer_norm({b.stream.slice_rows(p * tokens + text, image), scale, shift,
-                                       h.slice_rows(p * image, image), config_.norm_eps}));
-    BONSAI_TRY(backend.linear(exact_linear(h, proj_out_, velocity)));
+    for (int64_t p = 0; p < pictures; ++p) {
+        const Tensor part = h.slice_rows(p * image, image);
+        BONSAI_TRY(backend.layer_norm(
+            {b.stream.slice_rows(p * tokens + text, image), scale, shift, part, config_.norm_eps}));
+        // Each alone: how an exact product is cut may depend on its rows.
+        BONSAI_TRY(
+            backend.linear(exact_linear(part, proj_out_, velocity.slice_rows(p * image, image))));
+    }
     run.arena.release(&b.stream);
     run.arena.release(&h);
     return Status();

@@ -48,6 +48,10 @@ class Transformer {
     Status evaluate(const Run& run, const TransformerTables& tables, const Tensor& latents,
                     const Tensor& context, const Tensor& velocity) const;
 
+    // All products of blocks may meet int8 codes: those give a row the same result among any
+    // others, which is not asked of float products on devices.
+    bool quantised() const { return quantised_; }
+
     const WeightSet& weights() const { return weights_; }
     // Most that is resident at a time when a run is streamed.
     uint64_t streamed_bytes() const;

@@ -143,6 +143,13 @@ Status CudaBackend::read(const Tensor& from, void* host) {
                               row_bytes(from.dtype, from.stride), memory_->stream());
 }
 
+Status CudaBackend::read_beside(const Tensor& from, void* host) {
+    const DeviceScope scope(memory_->device());
+    return staging_->download(host, row_bytes(from.dtype, from.cols),
+                              static_cast<size_t>(from.rows), from.data,
+                              row_bytes(from.dtype, from.stride), memory_->transfers());
+}
+
 Status CudaBackend::read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) {
     const DeviceScope scope(memory_->device());
     scratch_->reset();

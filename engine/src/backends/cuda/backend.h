@@ -26,13 +26,14 @@ class CudaBackend final : public Backend {
     void release_scratch() override;
     Status write(const Tensor& to, const void* host) override;
     Status read(const Tensor& from, void* host) override;
+    Status read_beside(const Tensor& from, void* host) override;
     Status read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) override;
     Status copy(const Tensor& from, const Tensor& to) override;
     Status synchronize() override;
     Status begin_capture() override;
     Status end_capture(std::unique_ptr<Capture>* out) override;
     Status replay(const Capture& capture) override;
-    int64_t batch() const override { return 8; }
+    int64_t batch() const override { return context_.precision == Precision::kFast ? 8 : 1; }
     ActivationTypes activations() const override;
 
   protected:
