@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "device_case.h"
 
 namespace backend_test {
@@ -85,6 +87,41 @@ TEST(device_conv2d_bands) {
     if (test::brief()) return;
     for_each_device(Precision::kExact, [](Pair& pair) {
         compare(pair, {900, 901, 8, 1, 3, false, true, true}, true, 1e-3);
+    });
+}
+
+// A picture in strips of three rows, each with its neighbours above and below.
+TEST(device_conv2d_strips) {
+    const Shape shapes[] = {{10, 13, 32, 64, 3, false, true, true, DType::kF16, 1, 4},
+                            {8, 10, 64, 128, 3, true},
+                            {9, 33, 128, 3, 3, false, true}};
+    for_each_device(Precision::kFast, [&](Pair& pair) {
+        for (const Shape& s : shapes) {
+            Case c(pair, name_of(s) + ", strips");
+            const int64_t zoom = s.upsample ? 2 : 1, line = s.width * zoom * zoom;
+            const Operand x = c.random(s.height * s.width, s.in, s.gap, s.gap),
+                          affine = c.random(2, s.in, 3, 0, 0, 2), bias = c.random(1, s.out),
+                          weight = c.weight(s.dtype, s.out, s.kernel * s.kernel * s.in),
+                          out = s.add ? c.random(s.height * line, s.out, s.gap, s.gap)
+                                      : c.room(s.height * line, s.out, s.gap, s.gap);
+            c.run([&](Side side) {
+                for (int64_t begin = 0; begin < s.height; begin += 3) {
+                    const int64_t end = std::min(begin + 3, s.height);
+                    Conv2dArgs args;
+                    args.above = begin > 0, args.below = end < s.height;
+                    args.height = end - begin + args.above + args.below, args.width = s.width;
+                    args.x = x.rows((begin - args.above) * s.width, args.height * s.width)[side];
+                    args.weight = weight[side], args.bias = bias[side];
+                    args.out = out.rows(begin * line, (end - begin) * line)[side];
+                    if (s.activated) args.affine = affine[side];
+                    if (s.add) args.add = args.out;
+                    args.upsample = s.upsample;
+                    BONSAI_TRY(side.backend.conv2d(args));
+                }
+                return Status();
+            });
+            c.expect_close(out, 1e-3);
+        }
     });
 }
 

@@ -37,4 +37,38 @@ TEST(device_group_norm) {
     });
 }
 
+// A picture in strips of unequal size; the CPU's is one.
+TEST(device_group_norm_strips) {
+    for_each_device(Precision::kExact, [](Pair& pair) {
+        for (const float mean : {0.0f, 100.0f}) {
+            constexpr int64_t kPixels = 5000;
+            Case c(pair, format("strips, mean %g", static_cast<double>(mean)));
+            const Operand x = c.random(kPixels, 96, 4, 0, mean, 1), gain = c.random(1, 96),
+                          bias = c.random(1, 96), affine = c.room(2, 96);
+            c.run([&](Side side) {
+                GroupNormArgs args;
+                args.gain = gain[side], args.bias = bias[side], args.affine = affine[side];
+                args.groups = 8, args.eps = 1e-6f;
+                args.x = x[side];
+                if (side.index == 0) return side.backend.group_norm(args);
+                std::unique_ptr<Buffer> carry;
+                BONSAI_TRY(side.backend.allocate(6 * 8 * sizeof(float), &carry));
+                args.carry = f32_matrix(static_cast<float*>(carry->data()), 6, 8);
+                args.pixels = kPixels;
+                for (const int64_t begin : {0, 700, 701, 3000}) {
+                    const int64_t end = begin == 0     ? 700
+                                        : begin == 700 ? 701
+                                        : begin == 701 ? 3000
+                                                       : kPixels;
+                    args.x = x.rows(begin, end - begin)[side];
+                    args.first = begin == 0, args.last = end == kPixels;
+                    BONSAI_TRY(side.backend.group_norm(args));
+                }
+                return side.backend.synchronize();
+            });
+            c.expect_close(affine, mean == 0 ? 3e-6 : 3e-5);
+        }
+    });
+}
+
 } // namespace backend_test

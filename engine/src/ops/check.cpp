@@ -316,6 +316,18 @@ Status check(const GroupNormArgs& args, const ActivationTypes&) {
     BONSAI_TRY(check_vector(op, "bias", args.bias, channels));
     BONSAI_TRY(check_f32(op, "affine", args.affine, {2, "multiplier and offset"}, channels));
     BONSAI_TRY(check_distinct(op, "affine", args.affine, "x", args.x));
+    if (args.piece <= 0)
+        return fail(ErrorCode::kArgument, "%s: piece is %lld, expected a positive number", op,
+                    ll(args.piece));
+    if (args.carry.empty() && !(args.first && args.last))
+        return bad(op, "carry", "is absent, but x is a strip");
+    if (!args.carry.empty()) {
+        BONSAI_TRY(check_f32(op, "carry", args.carry, {6, "sums"}, {args.groups, "groups"}));
+        if (!args.carry.contiguous()) return bad(op, "carry", "is a slice of columns");
+        if (args.pixels < args.x.rows)
+            return fail(ErrorCode::kArgument, "%s: pixels %lld, expected at least %lld (x rows)",
+                        op, ll(args.pixels), ll(args.x.rows));
+    }
     return check_eps(op, args.eps);
 }
 
@@ -337,8 +349,13 @@ Status check(const Conv2dArgs& args, const ActivationTypes&) {
     if (args.kernel != 1 && args.kernel != 3)
         return fail(ErrorCode::kArgument, "%s: kernel %d, expected 1 or 3", op, args.kernel);
     BONSAI_TRY(check_f32(op, "x", args.x));
-    const int64_t pixels = args.height * args.width;
-    BONSAI_TRY(check_size(op, "x", "rows", args.x.rows, {pixels, "height * width"}));
+    if (args.above < 0 || args.above > 1 || args.below < 0 || args.below > 1 ||
+        args.height <= args.above + args.below)
+        return fail(ErrorCode::kArgument,
+                    "%s: %d rows above and %d below of %lld, expected at most one each and others",
+                    op, args.above, args.below, ll(args.height));
+    BONSAI_TRY(
+        check_size(op, "x", "rows", args.x.rows, {args.height * args.width, "height * width"}));
     BONSAI_TRY(check_storage(op, "weight", args.weight));
     if (is_block_quantized(args.weight.dtype))
         return bad(op, "weight",
@@ -346,8 +363,8 @@ Status check(const Conv2dArgs& args, const ActivationTypes&) {
     BONSAI_TRY(check_size(op, "weight", "cols", args.weight.cols,
                           {args.kernel * args.kernel * args.x.cols, "kernel * kernel * x cols"}));
     const Size out_channels = {args.weight.rows, "weight rows"};
-    const Size out_pixels =
-        args.upsample ? Size{4 * pixels, "4 * height * width"} : Size{pixels, "height * width"};
+    const Size out_pixels = {args.out_height() * args.width * args.zoom(),
+                             args.upsample ? "4 * height * width" : "height * width"};
     if (!args.bias.empty()) BONSAI_TRY(check_vector(op, "bias", args.bias, out_channels));
     if (!args.affine.empty())
         BONSAI_TRY(check_f32(op, "affine", args.affine, {2, "multiplier and offset"},

@@ -115,13 +115,19 @@ struct EmbedRowsArgs {
 
 // GroupNorm reduced to one multiplier and one offset a channel: norm(x)[p, c] = affine[0, c] * x[p,
 // c] + affine[1, c]. Statistics of a group are taken over all pixels and its C / groups channels.
+// A picture may come as strips of rows, from the top: all but the last only add to `carry`. Where
+// strips are whole `piece`s, the CPU gives the bytes that the whole gives.
 struct GroupNormArgs {
     Tensor x;      // [P, C]
     Tensor gain;   // [1, C]
     Tensor bias;   // [1, C]
-    Tensor affine; // [2, C], output
+    Tensor affine; // [2, C], output; with `carry` only of the last strip
     int groups = 0;
     float eps = 0;
+    int64_t piece = 1024; // pixels whose sums are formed one after another
+    Tensor carry = {};  // [6, groups], the backend's own form of the sums so far; empty: no strips
+    int64_t pixels = 0; // of the whole picture; only with carry
+    bool first = true, last = true; // strip
 };
 
 // out = affine[0] * x + affine[1], channel by channel.
@@ -133,7 +139,8 @@ struct AffineArgs {
 
 // 3x3 or 1x1 convolution, stride 1, zero padding that keeps the size. The input is read through
 //   optional affine + SiLU (a folded GroupNorm; padding stays zero after it), then optional
-//   nearest-neighbour doubling.
+//   nearest-neighbour doubling. Of a picture in strips, x may hold a row above and one below those
+//   that become output: they take the place of the padding there.
 struct Conv2dArgs {
     Tensor x;      // [height * width, Cin]
     Tensor weight; // [Cout, kernel * kernel * Cin], F32, F16 or BF16; taps in rows, channels
@@ -141,11 +148,15 @@ struct Conv2dArgs {
     Tensor bias;   // [1, Cout] or empty
     Tensor affine; // [2, Cin] or empty; SiLU follows when present
     Tensor add;    // [P, Cout] or empty: added to the result; may be `out`
-    Tensor out;    // [P, Cout], P = height * width, or 4 times that when upsampling
+    Tensor out; // [P, Cout], P = (height - above - below) * width, or 4 times that when upsampling
     int64_t height = 0;
     int64_t width = 0;
     int kernel = 3;
     bool upsample = false;
+    int above = 0, below = 0; // rows of x, 0 or 1, that are only neighbours of others
+
+    int zoom() const { return upsample ? 2 : 1; }
+    int64_t out_height() const { return (height - above - below) * zoom(); }
 };
 
 // Shape and type rules; the message names op, operand, expected and found.

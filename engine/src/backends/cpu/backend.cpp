@@ -15,8 +15,6 @@ namespace bonsai::cpu {
 namespace {
 
 constexpr int64_t kRowsPerPiece = 16; // row ops: enough work to hide the hand-out of pieces
-constexpr int64_t kPixelsPerPiece =
-    1024; // group sums: fixed, since the order of additions follows from it
 
 // Winograd tiles along a side of a block: enough to use each weight often, few enough that their 36
 // points stay near L2; and the fewest in a block.
@@ -38,6 +36,32 @@ int64_t pieces_of(int64_t count, int64_t piece) {
 
 Range piece_range(int64_t index, int64_t piece, int64_t count) {
     return {index * piece, std::min(count, (index + 1) * piece)};
+}
+
+// The same convolution with `out` and `add` beginning at the row of the first row of x, as kernels
+// want them.
+Conv2dArgs from_first_row(const Conv2dArgs& args) {
+    Conv2dArgs moved = args;
+    const int64_t skipped = args.above * args.width * args.zoom() * args.zoom();
+    for (Tensor* t : {&moved.out, &moved.add})
+        if (!t->empty()) t->data = t->f32() - skipped * t->stride, t->rows += skipped;
+    return moved;
+}
+
+// Multiplier and offset of each channel from sums and sums of squares of the groups.
+void form_affine(const GroupNormArgs& args, const double* sums, int64_t pixels) {
+    const int64_t channels = args.x.cols / args.groups;
+    const double count = static_cast<double>(pixels) * static_cast<double>(channels);
+    float* multiplier = args.affine.row(0);
+    float* offset = args.affine.row(1);
+    for (int64_t c = 0; c < args.x.cols; ++c) {
+        const double* group = sums + 2 * (c / channels);
+        const double mean = group[0] / count;
+        const double variance = std::max(0.0, group[1] / count - mean * mean);
+        const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(args.eps));
+        multiplier[c] = static_cast<float>(args.gain.f32()[c] * inverse);
+        offset[c] = static_cast<float>(args.bias.f32()[c] - mean * args.gain.f32()[c] * inverse);
+    }
 }
 
 Status no_memory(const char* what, size_t bytes) {
@@ -246,39 +270,34 @@ Status CpuBackend::do_attention(const AttentionArgs& args) {
 }
 
 Status CpuBackend::do_group_norm(const GroupNormArgs& args) {
-    const int64_t pieces = pieces_of(args.x.rows, kPixelsPerPiece);
+    const int64_t pieces = pieces_of(args.x.rows, args.piece);
     const size_t per_piece = 2 * static_cast<size_t>(args.groups);
-    const size_t bytes = static_cast<size_t>(pieces) * per_piece * sizeof(double);
-    auto* sums = static_cast<double*>(sums_.get(bytes));
-    if (!sums) return no_scratch("group_norm");
-    std::memset(sums, 0, bytes);
+    const size_t count = static_cast<size_t>(pieces + 1) * per_piece;
+    auto* total = static_cast<double*>(sums_.get(count * sizeof(double)));
+    if (!total) return no_scratch("group_norm");
+    double* sums = total + per_piece;
+    std::fill_n(total, count, 0.0);
     BONSAI_TRY(pool_->parallel_for(pieces, [&](int64_t i, int) {
-        table_.group_sums(args, piece_range(i, kPixelsPerPiece, args.x.rows),
+        table_.group_sums(args, piece_range(i, args.piece, args.x.rows),
                           sums + static_cast<size_t>(i) * per_piece);
     }));
-    for (int64_t i = 1; i < pieces; ++i) {
+    const size_t carried = per_piece * sizeof(double);
+    if (!args.first) std::memcpy(total, args.carry.data, carried);
+    for (int64_t i = 0; i < pieces; ++i) {
         for (size_t j = 0; j < per_piece; ++j)
-            sums[j] += sums[static_cast<size_t>(i) * per_piece + j];
+            total[j] += sums[static_cast<size_t>(i) * per_piece + j];
     }
-    const int64_t channels = args.x.cols / args.groups;
-    const double count = static_cast<double>(args.x.rows) * static_cast<double>(channels);
-    float* multiplier = args.affine.row(0);
-    float* offset = args.affine.row(1);
-    for (int64_t c = 0; c < args.x.cols; ++c) {
-        const double* group = sums + 2 * (c / channels);
-        const double mean = group[0] / count;
-        const double variance = std::max(0.0, group[1] / count - mean * mean);
-        const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(args.eps));
-        multiplier[c] = static_cast<float>(args.gain.f32()[c] * inverse);
-        offset[c] = static_cast<float>(args.bias.f32()[c] - mean * args.gain.f32()[c] * inverse);
-    }
+    if (args.last)
+        form_affine(args, total, args.carry.empty() ? args.x.rows : args.pixels);
+    else
+        std::memcpy(args.carry.data, total, carried);
     return Status();
 }
 
 // Few tiles are cut into small blocks, so that all workers have some; results do not depend on it.
 Status CpuBackend::winograd(const Conv2dArgs& args) {
-    const int zoom = args.upsample ? 2 : 1;
-    const int64_t rows = pieces_of(args.height * zoom, 4), cols = pieces_of(args.width * zoom, 4);
+    const int64_t rows = pieces_of(args.out_height(), 4),
+                  cols = pieces_of(args.width * args.zoom(), 4);
     int64_t tall = kBlockTiles, wide = kBlockTiles;
     const auto blocks = [&] { return pieces_of(rows, tall) * pieces_of(cols, wide); };
     while (tall * wide > kLeastTiles && blocks() < 3 * pool_->size())
@@ -301,12 +320,14 @@ Status CpuBackend::winograd(const Conv2dArgs& args) {
 }
 
 Status CpuBackend::do_conv2d(const Conv2dArgs& args) {
-    if (scratch_bytes(args) > 0) return winograd(args);
-    const int64_t height = args.upsample ? 2 * args.height : args.height;
-    const int64_t piece = table_.conv2d_piece_rows;
+    const Conv2dArgs moved = from_first_row(args);
+    if (scratch_bytes(args) > 0) return winograd(moved);
+    const int64_t height = args.out_height(), piece = table_.conv2d_piece_rows;
+    const int64_t skipped = int64_t{args.above} * args.zoom();
     std::atomic<bool> complete{true};
     BONSAI_TRY(pool_->parallel_for(pieces_of(height, piece), [&](int64_t i, int worker) {
-        if (!table_.conv2d(args, piece_range(i, piece, height),
+        const Range rows = piece_range(i, piece, height);
+        if (!table_.conv2d(moved, {rows.begin + skipped, rows.end + skipped},
                            scratch_[static_cast<size_t>(worker)]))
             complete = false;
     }));

@@ -14,7 +14,8 @@ struct Range {
     int64_t end;
 };
 
-// A rectangle of an image in tiles of 4 x 4 output pixels; it may reach over the edges.
+// A rectangle of an image in tiles of 4 x 4 output pixels, from the first row of the output on; it
+// may reach over the edges.
 struct TileBlock {
     int64_t y, x, rows, cols;
 };
@@ -104,7 +105,8 @@ struct KernelTable {
     // + 1].
     void (*group_sums)(const GroupNormArgs& args, Range pixels, double* sums);
 
-    // Output image rows [begin, end), all columns and channels.
+    // Output image rows [begin, end), all columns and channels. Here and below row 0 of `out` and
+    // `add` is that of the first row of x, also where that is only a neighbour (`above`).
     bool (*conv2d)(const Conv2dArgs& args, Range out_rows, Scratch& scratch);
     int64_t conv2d_piece_rows; // image rows of one piece
 

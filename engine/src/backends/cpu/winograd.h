@@ -50,7 +50,7 @@ template <class L> struct Winograd {
     struct Block {
         const Conv2dArgs& args;
         const float* weights;
-        int64_t top, left;       // first output pixel
+        int64_t top, left;       // first output pixel, rows counted from the first of x
         int64_t rows, cols;      // in tiles
         int64_t tiles, depth;    // rows * cols, K
         int64_t tile_stride;     // floats between the K of two tiles
@@ -322,8 +322,8 @@ template <class L> struct Winograd {
     }
 
     static void transform_output(const Block& b, int64_t channel) {
-        const int64_t zoom = b.args.upsample ? 2 : 1;
-        const int64_t height = b.args.height * zoom, width = b.args.width * zoom;
+        const int64_t zoom = b.args.zoom();
+        const int64_t height = (b.args.height - b.args.below) * zoom, width = b.args.width * zoom;
         for (int64_t t = 0; t < b.tiles; ++t) {
             const int64_t top = b.top + t / b.cols * 4, left = b.left + t % b.cols * 4;
             for (int64_t c = channel; c < channel + kPass && c < b.args.out.cols; c += kLanes) {
@@ -342,6 +342,7 @@ template <class L> struct Winograd {
                          Scratch& scratch) {
         Block b{args,           weights, 4 * at.y, 4 * at.x, at.rows, at.cols, at.rows * at.cols,
                 depth_of(args), 0,       0,        0,        nullptr, nullptr, nullptr};
+        b.top += int64_t{args.above} * args.zoom();
         b.tile_stride = round_up(b.depth, kPad) + kPad;
         b.v_stride = b.tiles * b.tile_stride + kPad;
         b.m_stride = b.tiles * kPass + kPad;

@@ -104,7 +104,7 @@ static Staging describe_input(const Conv2dArgs& args) {
     if (!args.affine.empty()) s.multiplier = args.affine.row(0), s.offset = args.affine.row(1);
     s.channels = static_cast<int>(args.x.cols);
     s.padded_channels = static_cast<int>(round_up(args.x.cols, kChunk));
-    s.zoom = args.upsample ? 2 : 1;
+    s.zoom = args.zoom();
     s.width = static_cast<int>(args.width) * s.zoom;
     s.height = static_cast<int>(args.height) * s.zoom;
     s.border = args.kernel / 2;
@@ -128,8 +128,9 @@ static ShiftGemm describe_product(const Conv2dArgs& args, const Staging& s) {
 Status conv2d(const Context& context, const Conv2dArgs& args) {
     Staging s = describe_input(args);
     const int64_t line_bytes = int64_t{s.pitch} * s.padded_channels * 2;
+    const auto height = static_cast<int>(args.out_height());
     const int band =
-        static_cast<int>(std::clamp<int64_t>(kBandBytes / line_bytes - 2 * s.border, 1, s.height));
+        static_cast<int>(std::clamp<int64_t>(kBandBytes / line_bytes - 2 * s.border, 1, height));
     BONSAI_TRY(context.scratch->get(1, &s.alpha));
     if (args.affine.empty()) {
         uint32_t* largest = nullptr;
@@ -146,9 +147,9 @@ Status conv2d(const Context& context, const Conv2dArgs& args) {
     BONSAI_TRY(context.scratch->get(packed_halves(plan, gemm.n, args.x.cols, gemm.taps), &weights));
     BONSAI_TRY(pack_weights(context, plan, args.weight, args.x.cols, gemm.taps, weights));
     gemm.a = s.out, gemm.b = weights;
-    for (int line = 0; line < s.height; line += band) {
-        const int lines = std::min(band, s.height - line);
-        s.first_line = line - s.border, s.lines = lines + 2 * s.border;
+    for (int line = 0; line < height; line += band) {
+        const int lines = std::min(band, height - line);
+        s.first_line = line + args.above * s.zoom - s.border, s.lines = lines + 2 * s.border;
         BONSAI_TRY(stage(context, s));
         gemm.rows = int64_t{lines - 1} * s.pitch + s.width;
         gemm.out = args.out.row(int64_t{line} * s.width);

@@ -5,7 +5,8 @@
 // Maths:    sums of x - s and (x - s)^2 with s the group's first number, so that a large mean does
 //           not cancel; f32 within a thread's pixels, double across threads and blocks.
 // Work:     the pixels are split by their number alone into at most kMaxBlocks pieces; a second
-//           kernel adds the pieces of each group in order: the same bytes on every run.
+//           kernel adds the pieces of each group in order: the same bytes on every run. Of a
+//           picture in strips, both sums and s of each group are carried on.
 // Roofline: reads 4 bytes a number, memory-bound.
 #include <algorithm>
 
@@ -27,6 +28,16 @@ struct GroupNorm {
     const float* x;
     int64_t pixels, stride, piece; // piece: pixels of a block
     int channels, groups;
+    const float* shift; // s of a group, shift_step numbers from one to the next
+    int shift_step;
+};
+
+// From strip to strip.
+struct Carry {
+    Sums* sums; // [groups], null: the picture is one strip
+    float* shift;
+    int64_t pixels; // of the picture
+    bool first, last;
 };
 
 } // namespace
@@ -35,7 +46,7 @@ struct GroupNorm {
 template <int kVector>
 __device__ __forceinline__ Sums sum_channels(const GroupNorm& g, int c, int64_t begin, int64_t end,
                                              int64_t step) {
-    const float shift = g.x[c / (g.channels / g.groups) * (g.channels / g.groups)];
+    const float shift = g.shift[c / (g.channels / g.groups) * g.shift_step];
     float first[kVector] = {}, second[kVector] = {};
 #pragma unroll 4
     for (int64_t p = begin; p < end; p += step) {
@@ -99,7 +110,7 @@ static __global__ void __launch_bounds__(kThreads) partial_kernel(GroupNorm g, S
 
 // One block a group.
 static __global__ void __launch_bounds__(kThreads)
-    affine_kernel(GroupNorm g, const Sums* partial, int blocks, const float* gain,
+    affine_kernel(GroupNorm g, Carry carry, const Sums* partial, int blocks, const float* gain,
                   const float* bias, float eps, float* multiplier, float* offset) {
     __shared__ Sums of_thread[kThreads];
     const int group = static_cast<int>(blockIdx.x), width = g.channels / g.groups;
@@ -117,10 +128,21 @@ static __global__ void __launch_bounds__(kThreads)
         }
         __syncthreads();
     }
-    const double count = static_cast<double>(g.pixels) * width;
-    const double shifted = of_thread[0].first / count; // mean of x - shift
-    const double variance = fmax(of_thread[0].second / count - shifted * shifted, 0.0);
-    const double mean = shifted + g.x[group * width];
+    const float shift = g.shift[group * g.shift_step];
+    Sums total = of_thread[0];
+    if (!carry.first) {
+        total.first += carry.sums[group].first;
+        total.second += carry.sums[group].second;
+    }
+    if (!carry.last) {
+        __syncthreads(); // all have read the sums so far
+        if (threadIdx.x == 0) carry.sums[group] = total, carry.shift[group] = shift;
+        return;
+    }
+    const double count = static_cast<double>(carry.pixels) * width;
+    const double shifted = total.first / count; // mean of x - shift
+    const double variance = fmax(total.second / count - shifted * shifted, 0.0);
+    const double mean = shifted + shift;
     const double scale = 1.0 / sqrt(variance + eps);
     for (int i = static_cast<int>(threadIdx.x); i < width; i += kThreads) {
         const int c = group * width + i;
@@ -136,6 +158,14 @@ Status group_norm(const Context& context, const GroupNormArgs& args) {
     g.channels = static_cast<int>(args.x.cols), g.groups = args.groups;
     g.piece = std::max(kMinPixels, (g.pixels + kMaxBlocks - 1) / kMaxBlocks);
     const auto blocks = static_cast<int>((g.pixels + g.piece - 1) / g.piece);
+    Carry carry = {nullptr, nullptr, g.pixels, args.first, args.last};
+    if (!args.carry.empty()) {
+        carry.sums = reinterpret_cast<Sums*>(args.carry.f32());
+        carry.shift = args.carry.f32() + 4 * args.groups;
+        carry.pixels = args.pixels;
+    }
+    g.shift = args.first ? g.x : carry.shift;
+    g.shift_step = args.first ? g.channels / g.groups : 1;
     Sums* partial = nullptr;
     BONSAI_TRY(context.scratch->get(static_cast<size_t>(blocks) * g.groups, &partial));
     const bool vector = g.channels / g.groups % 4 == 0 && g.stride % 4 == 0 &&
@@ -146,7 +176,7 @@ Status group_norm(const Context& context, const GroupNormArgs& args) {
         partial_kernel<1><<<blocks, kThreads, 0, context.stream>>>(g, partial);
     BONSAI_TRY(check_launch("group_norm sums"));
     affine_kernel<<<g.groups, kThreads, 0, context.stream>>>(
-        g, partial, blocks, args.gain.f32(), args.bias.f32(), args.eps, args.affine.row(0),
+        g, carry, partial, blocks, args.gain.f32(), args.bias.f32(), args.eps, args.affine.row(0),
         args.affine.row(1));
     return check_launch("group_norm");
 }
