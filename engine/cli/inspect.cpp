@@ -143,7 +143,7 @@ void run_dry_run(Options options, Console& console) {
         print_table(rows);
         std::printf("peak %s: %s\n", verdict.c_str(),
                     plan.fits == 0        ? "does not fit"
-                    : plan.vae_tiled != 0 ? "fits, the vae works in tiles"
+                    : plan.vae_tiled != 0 ? "fits, the vae works in strips"
                                           : "fits");
     }
     if (plan.fits == 0)

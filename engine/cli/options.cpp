@@ -91,7 +91,7 @@ const Spec kSpecs[] = {
      [](Options& o, const std::string& v) { o.threads = parse_count("--threads", v, 1, 4096); }},
     {"Model and device", "--precision", "", "MODE", kDrawing, "fast (int8 activations, default) or exact (float)",
      [](Options& o, const std::string& v) { o.precision = parse_choice("--precision", v, precision_names()); }},
-    {"Model and device", "--max-memory", "", "SIZE", kDrawing, "stay below e.g. 1G: weights block by block, decoding in tiles",
+    {"Model and device", "--max-memory", "", "SIZE", kDrawing, "stay below e.g. 1G: weights block by block, decoding in strips",
      [](Options& o, const std::string& v) { o.max_memory = parse_bytes("--max-memory", v); }},
 
     {"Output", "--output", "-o", "PATH", kDrawing, "PNG file or folder, - for standard output (default: a new name)",

@@ -121,7 +121,8 @@ typedef struct bonsai_open_params {
     int32_t precision; /* a bonsai_precision */
     int32_t reserved;
     uint64_t max_memory;     /* bytes the engine should stay below, by giving weights back block by
-                                block and by VAE tiles; 0: what the device has free */
+                                block and by decoding in strips, which take longer; the picture is
+                                the same. 0: what the device has free */
     const char* device;      /* NULL or "auto": the first of the device list */
     bonsai_log_callback log; /* NULL: warnings are dropped */
     void* log_user;
@@ -254,7 +255,8 @@ typedef struct bonsai_stats {
     uint64_t arena_bytes;     /* activations */
     int32_t prompt_tokens;    /* real tokens, template included */
     int32_t prompt_truncated; /* 1: the prompt was longer than max_tokens */
-    int32_t vae_tiled; /* 1: decoded in tiles for want of memory (not identical to the whole) */
+    int32_t vae_tiled; /* 1: decoded in strips for want of memory: slower, the same picture (on a
+                          GPU up to rounding) */
     int32_t reserved;
 } bonsai_stats;
 
@@ -318,7 +320,7 @@ BONSAI_API bonsai_status bonsai_noise(uint64_t seed, float* out, size_t count);
 
 typedef struct bonsai_memory_plan {
     uint32_t struct_size;
-    int32_t vae_tiled; /* 1: the VAE must work in tiles to stay within limit */
+    int32_t vae_tiled; /* 1: the VAE must work in strips to stay within limit */
     int32_t fits;      /* 0: would not fit even so */
     int32_t reserved;
     uint64_t text_encoder_weights; /* resident while the stage runs, given back after it */

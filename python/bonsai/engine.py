@@ -63,7 +63,7 @@ class Engine:
     device: "auto" or an id from bonsai.devices().
     threads: None takes the physical cores this process may use.
     precision: "fast" (int8 activations) or "exact" (float).
-    max_memory: bytes to stay below, by decoding in tiles.
+    max_memory: bytes to stay below, by streaming weights and decoding in strips.
 
     Methods may be called from any thread; those of one engine that compute wait for each other.
     Warnings of the engine go to the logger "bonsai".

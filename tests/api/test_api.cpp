@@ -203,13 +203,14 @@ TEST(a_plan_costs_no_memory) {
 }
 #endif
 
-TEST(a_limit_below_need_is_an_error_and_a_low_one_makes_tiles) {
+TEST(a_limit_below_need_is_an_error_and_a_low_one_makes_strips) {
     const Context tight(2, BONSAI_PRECISION_FAST, 100000);
     bonsai_image image;
     bonsai_generate_params params = request("x", 0);
     CHECK(bonsai_generate(tight.ctx, &params, &image) == BONSAI_ERR_MEMORY &&
           last_error_says("limit"));
     params.width = params.height = 512;
+    params.steps = 1;
     bonsai_memory_plan plan;
     plan.struct_size = sizeof plan;
     const Context roomy;
@@ -218,7 +219,11 @@ TEST(a_limit_below_need_is_an_error_and_a_low_one_makes_tiles) {
     const Context limited(2, BONSAI_PRECISION_FAST, plan.vae_weights + plan.vae_activations - 1);
     CHECK(bonsai_generate(limited.ctx, &params, &image) == BONSAI_OK);
     CHECK(image.stats.vae_tiled == 1);
+    const std::string strips(reinterpret_cast<const char*>(image.rgb), size_t{512} * 512 * 3);
     bonsai_image_free(&image);
+    CHECK(bonsai_plan_memory(limited.ctx, 512, 512, &plan) == BONSAI_OK && plan.fits &&
+          plan.vae_tiled && plan.vae_weights + plan.vae_activations <= plan.limit);
+    CHECK(strips == draw(roomy.ctx, params));
 }
 
 // Weights that go back block by block are the same weights: only memory and time may differ.

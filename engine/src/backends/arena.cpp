@@ -12,7 +12,6 @@ constexpr size_t kAlignment = 64;
 size_t rounded(size_t bytes) {
     return (bytes + kAlignment - 1) & ~(kAlignment - 1);
 }
-constexpr uintptr_t kPlanningBase = kAlignment; // any address but null, which would mean "absent"
 
 } // namespace
 
@@ -27,6 +26,7 @@ Status Arena::create(Backend& backend, std::shared_ptr<Buffer> buffer,
     std::unique_ptr<Arena> arena(new Arena);
     arena->buffer_ = std::move(buffer);
     arena->backend_ = &backend;
+    arena->base_ = reinterpret_cast<uintptr_t>(arena->buffer_->data());
     *out = std::move(arena);
     return Status();
 }
@@ -35,8 +35,11 @@ Arena::~Arena() {
     if (backend_) backend_->release_scratch();
 }
 
-uintptr_t Arena::base() const {
-    return buffer_ ? reinterpret_cast<uintptr_t>(buffer_->data()) : kPlanningBase;
+std::unique_ptr<Arena> Arena::trial() const {
+    auto arena = std::make_unique<Arena>();
+    arena->base_ = base_;
+    arena->used_ = used_;
+    return arena;
 }
 
 Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out, int scale_group) {
@@ -56,9 +59,9 @@ Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out, int
                     bytes, begin, buffer_->size());
     used_.insert(place, Block{begin, begin + bytes});
     peak_ = std::max(peak_, used_.back().end);
-    *out = Tensor{dtype, rows, cols, cols, reinterpret_cast<void*>(base() + begin)};
+    *out = Tensor{dtype, rows, cols, cols, reinterpret_cast<void*>(base_ + begin)};
     if (dtype == DType::kI8) {
-        out->scales = reinterpret_cast<float*>(base() + begin + elements);
+        out->scales = reinterpret_cast<float*>(base_ + begin + elements);
         out->scale_stride = scale_stride;
         out->scale_group = scale_group;
     }
@@ -66,7 +69,7 @@ Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out, int
 }
 
 void Arena::release(Tensor* tensor) {
-    const size_t begin = reinterpret_cast<uintptr_t>(tensor->data) - base();
+    const size_t begin = reinterpret_cast<uintptr_t>(tensor->data) - base_;
     const auto block =
         std::find_if(used_.begin(), used_.end(), [&](const Block& b) { return b.begin == begin; });
     if (block != used_.end()) used_.erase(block);

@@ -33,6 +33,9 @@ class Arena {
 
     size_t peak() const { return peak_; }
     const void* memory() const { return buffer_ ? buffer_->data() : nullptr; }
+    // A planning arena in which all that is in use here is in use, at the same addresses: what more
+    // would it take?
+    std::unique_ptr<Arena> trial() const;
     // Hands out addresses only: what would be written there need not be computed.
     bool planning() const { return buffer_ == nullptr; }
 
@@ -41,8 +44,10 @@ class Arena {
         size_t begin;
         size_t end;
     };
-    uintptr_t base() const;
+    // Any address but null, which would mean "absent".
+    static constexpr uintptr_t kPlanningBase = 64;
 
+    uintptr_t base_ = kPlanningBase;
     Backend* backend_ = nullptr;
     std::shared_ptr<Buffer> buffer_;
     std::vector<Block> used_; // in address order

@@ -334,15 +334,15 @@ Status Pipeline::draw(const Request& request, std::vector<float> noise, Monitor&
         picture.width = request.width;
         picture.height = request.height;
         const auto begin = latents.begin() + static_cast<std::ptrdiff_t>(i) * size;
-        bool tiled = false;
+        bool in_strips = false;
         monitor.enter(BONSAI_STAGE_VAE);
-        BONSAI_TRY(decode({begin, begin + size}, height, width, monitor, &tiled, &picture.rgb));
+        BONSAI_TRY(decode({begin, begin + size}, height, width, monitor, &in_strips, &picture.rgb));
         monitor.leave();
         picture.metadata = metadata(request, picture.seed, schedule(request));
         picture.stats = monitor.stats();
         picture.stats.prompt_tokens = encoded_[0]->tokens;
         picture.stats.prompt_truncated = encoded_[0]->truncated;
-        picture.stats.vae_tiled = tiled;
+        picture.stats.vae_tiled = in_strips;
         monitor.next_image();
     }
     return Status();

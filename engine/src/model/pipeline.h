@@ -92,6 +92,13 @@ class Pipeline {
         size_t kept = 0; // in an arena that outlives the stage
         uint64_t total() const { return arena + scratch + kept; }
     };
+    // How a picture is decoded: arena bytes that the decoder should stay within, what it then
+    // takes, and all bytes, pictures on the host included.
+    struct PicturePlan {
+        uint64_t budget = 0;
+        StagePlan stage;
+        uint64_t bytes = 0;
+    };
     // Where a stage stands, for progress and memory statistics.
     struct Monitor;
     // State between steps.
@@ -131,11 +138,9 @@ class Pipeline {
     Status report_step(const Request& request, int64_t step, const std::vector<float>& sigmas,
                        const Denoising& d, Monitor& monitor);
     Status decode(const std::vector<float>& latents, int64_t height, int64_t width,
-                  Monitor& monitor, bool* tiled, std::vector<uint8_t>* rgb);
-    Status decode_tiles(const std::vector<float>& latents, int64_t height, int64_t width,
-                        int64_t tile, Monitor& monitor, std::vector<float>* pixels);
-    Status decode_piece(const float* latents, int64_t height, int64_t width, const Run& run,
-                        std::vector<float>* pixels) const;
+                  Monitor& monitor, bool* in_strips, std::vector<uint8_t>* rgb);
+    Status decode_latents(const std::vector<float>& tokens, int64_t height, int64_t width,
+                          uint64_t budget, const Run& run, std::vector<float>* pixels) const;
     Status check_numbers(const float* values, size_t count, bonsai_stage stage,
                          const std::string& when) const;
     Status not_a_number(bonsai_stage stage, const std::string& when) const;
@@ -144,9 +149,8 @@ class Pipeline {
     Status plan_text(StagePlan* plan) const;
     Status plan_denoise(const Request& request, int64_t pictures, StagePlan* plan) const;
     int64_t choose_batch(const Request& request) const;
-    Status plan_decode(int64_t height, int64_t width, StagePlan* plan) const;
-    Status plan_picture(int64_t height, int64_t width, int64_t tile, uint64_t* bytes) const;
-    int64_t choose_tile(int64_t height, int64_t width, uint64_t limit) const;
+    Status plan_decode(int64_t height, int64_t width, uint64_t budget, StagePlan* plan) const;
+    Status plan_picture(int64_t height, int64_t width, uint64_t limit, PicturePlan* plan) const;
     Status plan_request(const Request& request, bonsai_memory_plan* plan) const;
     Status plan_workspace(const Request& request, size_t* bytes) const;
     Status reserve(const Request& request);

@@ -236,9 +236,9 @@ Status Pipeline::report_step(const Request& request, int64_t step, const std::ve
             for (std::ptrdiff_t i = 0; i < size; ++i)
                 predicted[static_cast<size_t>(i)] -=
                     info.sigma * d.change[static_cast<size_t>(p * size + i)];
-            bool tiled = false;
+            bool in_strips = false;
             monitor.preview = true;
-            BONSAI_TRY(decode(predicted, d.height, d.width, monitor, &tiled, &rgb));
+            BONSAI_TRY(decode(predicted, d.height, d.width, monitor, &in_strips, &rgb));
             monitor.preview = false;
         }
         info.rgb = rgb.empty() ? nullptr : rgb.data();

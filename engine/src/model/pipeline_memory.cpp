@@ -32,14 +32,15 @@ Status Pipeline::plan_denoise(const Request& request, int64_t pictures, StagePla
     return Status();
 }
 
-Status Pipeline::plan_decode(int64_t height, int64_t width, StagePlan* plan) const {
+Status Pipeline::plan_decode(int64_t height, int64_t width, uint64_t budget,
+                             StagePlan* plan) const {
     PlanBackend backend(*backend_);
     Arena arena;
     const Run run{backend, arena, nullptr, nullptr};
     Tensor latents, pixels;
     BONSAI_TRY(arena.allocate(4 * height * width, config_.vae.latent_channels, &latents));
     BONSAI_TRY(arena.allocate(height * width * kSizeMultiple * kSizeMultiple, 3, &pixels));
-    BONSAI_TRY(vae_.decode(run, latents, 2 * height, 2 * width, pixels));
+    BONSAI_TRY(vae_.decode(run, latents, 2 * height, 2 * width, budget, pixels));
     *plan = {arena.peak(), backend.scratch(), 0};
     return Status();
 }
@@ -74,7 +75,7 @@ Status Pipeline::plan_workspace(const Request& request, size_t* bytes) const {
     StagePlan text, steps, decode;
     BONSAI_TRY(plan_text(&text));
     BONSAI_TRY(plan_denoise(request, choose_batch(request), &steps));
-    BONSAI_TRY(plan_decode(height, width, &decode));
+    BONSAI_TRY(plan_decode(height, width, VaeDecoder::kUnlimited, &decode));
     *bytes = std::max({text.arena + prompt_bytes(), steps.arena + prompt_bytes(), decode.arena});
     return Status();
 }
@@ -151,14 +152,13 @@ Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* 
 Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) const {
     const int64_t rows = request.height / kSizeMultiple, cols = request.width / kSizeMultiple;
     StagePlan text_plan, denoise_plan;
-    uint64_t decode = 0;
+    PicturePlan picture;
     BONSAI_TRY(plan_text(&text_plan));
     BONSAI_TRY(plan_denoise(request, 1, &denoise_plan));
     const uint64_t text = text_plan.total(), denoise = denoise_plan.total();
     plan->limit = memory_limit();
-    const int64_t tile = choose_tile(rows, cols, plan->limit);
-    BONSAI_TRY(plan_picture(rows, cols, tile, &decode));
-    plan->vae_tiled = tile > 0;
+    BONSAI_TRY(plan_picture(rows, cols, plan->limit, &picture));
+    plan->vae_tiled = picture.budget != VaeDecoder::kUnlimited;
     plan->text_encoder_weights = streams(text_encoder_.weights(), text, plan->limit)
                                      ? text_encoder_.streamed_bytes()
                                      : text_encoder_.weights().bytes;
@@ -168,9 +168,9 @@ Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) 
                                     : transformer_.weights().bytes;
     plan->transformer_activations = denoise;
     plan->vae_weights = vae_.weights().bytes;
-    plan->vae_activations = decode;
+    plan->vae_activations = picture.bytes;
     plan->peak = std::max({plan->text_encoder_weights + text, plan->transformer_weights + denoise,
-                           plan->vae_weights + decode});
+                           plan->vae_weights + picture.bytes});
     plan->fits = plan->peak <= plan->limit;
     return Status();
 }
