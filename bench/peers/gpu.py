@@ -6,13 +6,14 @@
 
 Peers are diffusers and transformers in bfloat16, eager, compiled, and with gemlite's 2-bit kernels
 in the transformer (torch_gpu.py runs them, with random weights). All get ready first, side by side,
-as compiling and tuning take minutes; then they take turns, one at a time, --rounds times, and the
-medians count. RESULTS/gpu.md, .json and .png (with matplotlib) are written again after each figure,
-so that a run that is cut short leaves what it has. Figures from the time of getting ready, when
-other engines compile, stand in brackets until a quiet one replaces them.
+as compiling and tuning take minutes; then they take turns, one at a time, and medians count.
+RESULTS/gpu.md, .json and .png (with matplotlib) are written again after each figure, so that a run
+that is cut short leaves what it has. Figures from the time of getting ready, when other engines
+compile, stand in brackets until a quiet one replaces them.
 
-Compiled and gemlite are made for each size anew, so they run at --tuned sizes only, batch 1. What
-is not ready when --budget seconds are two thirds over is left out.
+Compiled and gemlite are made for each size anew, so they run at --tuned sizes only, batch 1: these
+sizes have --rounds rounds, all others one. What is not ready when --budget seconds are two thirds
+over is left out.
 """
 
 from __future__ import annotations
@@ -188,6 +189,10 @@ class Ours:
             results.note(f"ours, {case.label}: {error}")
 
 
+def tuned_cases(options: argparse.Namespace) -> list[Case]:
+    return cases_of(options.tuned, "", options.batch_size)
+
+
 def start_peers(options: argparse.Namespace, cases: list[Case]) -> list[Peer]:
     """Eager does all cases in one process; the others need minutes a size, so one process each."""
     peers = []
@@ -195,8 +200,7 @@ def start_peers(options: argparse.Namespace, cases: list[Case]) -> list[Peer]:
         if way == "eager":
             peers.append(Peer(way, cases, options))
         elif way in PEERS:
-            tuned = [Case(*map(int, size.split("x"))) for size in options.tuned.split(",")]
-            peers += [Peer(way, [case], options) for case in tuned if case in cases]
+            peers += [Peer(way, [case], options) for case in tuned_cases(options) if case in cases]
     return peers
 
 
@@ -214,11 +218,12 @@ def prepare(peers: list[Peer], results: Results, deadline: float) -> None:
 
 
 def take_turns(options, cases: list[Case], engines: list, results: Results, until: float) -> None:
-    """All rounds, each engine in front in turn."""
-    for number in range(options.rounds):
-        for case in cases:
-            # Ours has had its first round already.
-            turns = [e for e in engines if case in e.cases and (number or isinstance(e, Peer))]
+    """--rounds of the cases that all engines have, then one of the others; all are first in turn."""
+    tuned = [case for case in cases if case in tuned_cases(options)]
+    others = [case for case in cases if case not in tuned]
+    for number, chosen in enumerate([tuned] * options.rounds + [others]):
+        for case in chosen:
+            turns = [engine for engine in engines if case in engine.cases]
             at = number % max(len(turns), 1)
             for engine in turns[at:] + turns[:at]:
                 if time.monotonic() < until:
@@ -229,9 +234,8 @@ def run(options: argparse.Namespace, cases: list[Case], results: Results, folder
     began = time.monotonic()
     until = began + options.budget
     ours = [Ours(cases, options, folder)] if "ours" in options.ways else []
-    for case in cases:
-        for engine in ours:
-            engine.measure(case, results, until)
+    for engine in ours:  # something to show, before minutes of compiling
+        engine.measure(cases[0], results, until)
     peers = start_peers(options, cases)
     try:
         prepare(peers, results, began + READY_SHARE * options.budget)
@@ -255,7 +259,7 @@ def make_parser() -> argparse.ArgumentParser:
     a("--batches", default="2,4,8", help="pictures at a time, at --batch-size; '' for none")
     a("--batch-size", default="512x512")
     a("--tuned", default="512x512,1024x1024", help="sizes of compiled and gemlite")
-    a("--rounds", type=int, default=2, help="figures of each, whose median counts")
+    a("--rounds", type=int, default=2, help="of the --tuned sizes")
     a("--budget", type=float, default=420, help="seconds for everything")
     a("--device", default="cuda:0", help="of ours")
     a("--precision", choices=("fast", "exact"), default="fast", help="of ours")

@@ -84,6 +84,10 @@ def test_whole_run(call, tmp_path):
         r for r in found["rows"] if (r["way"], r["stage"], r["width"]) == ("ours", "vae", 128)
     )
     assert ours["ms"] == [3.0, 3.0], "a figure each round"
+    (many,) = (
+        r for r in found["rows"] if r["way"] == "ours" and r["batch"] == 2 and r["stage"] == "vae"
+    )
+    assert many["ms"] == [3.0]
     assert (tmp_path / "out" / "gpu.md").read_text().strip() == done.stdout.strip()
 
 
