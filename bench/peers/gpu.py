@@ -218,7 +218,7 @@ def prepare(peers: list[Peer], results: Results, deadline: float) -> None:
 
 
 def take_turns(options, cases: list[Case], engines: list, results: Results, until: float) -> None:
-    """--rounds of the cases that all engines have, then one of the others; all are first in turn."""
+    """--rounds of the cases that all engines have, then one of the others; all come first once."""
     tuned = [case for case in cases if case in tuned_cases(options)]
     others = [case for case in cases if case not in tuned]
     for number, chosen in enumerate([tuned] * options.rounds + [others]):
