@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "backends/cuda/linear.h"
+#include "backends/cuda/linear_half.h"
 #include "backends/cuda/memory.h"
 #include "core/half.h"
 
@@ -116,6 +117,39 @@ double difference(const void* a, const void* b, size_t count) {
     return largest / std::sqrt(squares / static_cast<double>(count));
 }
 
+// Columns of the products in 16-bit floats, beside those of pairs of bf16 in mma.sync, which `out`
+// holds and `other` takes.
+void run_half(Bench& bench, LinearArgs args, DType dtype, Matrix& out, Matrix& other,
+              double operations) {
+    const Context& context = bench.context;
+    if (!linear_half_serves(context, args, dtype, args.exact)) return;
+    const auto elements = static_cast<size_t>(args.x.rows * args.projections[0].weight.rows);
+    bench.scratch->reset();
+    HalfRows half;
+    const HalfKind kind = half_kind(dtype, args.exact);
+    require(half_rows(context, args.x, kind, &half)); // what the scratch has to hold
+    require(linear_half(context, half, args, 1));
+    const double rows = median(bench, [&] {
+        bench.scratch->reset();
+        require(half_rows(context, args.x, kind, &half));
+    });
+    args.projections[0].out.data = out.data;
+    require(cudaMemset(out.data, 255, elements * 4), "memset");
+    const double product = median(bench, [&] {
+        bench.scratch->reset();
+        require(half_rows(context, args.x, kind, &half));
+        require(linear_half(context, half, args, 1));
+    });
+    args.projections[0].out.data = other.data;
+    const double mma = median(bench, [&] {
+        bench.scratch->reset();
+        require(linear_exact(context, args, 1));
+    });
+    const auto rate = [&](double ms) { return operations / ms * 1e-9; };
+    std::printf("  rows %6.3f, half %6.1f, mma pairs %6.1f, difference %.1e", rows,
+                rate(product - rows), rate(mma), difference(out.data, other.data, elements));
+}
+
 void run_case(Bench& bench, DType dtype, int64_t m, int64_t n, int64_t k, bool exact) {
     const std::vector<uint8_t> packed = random_weight(bench, dtype, n, k);
     Tensor raw{dtype, n, k, k, nullptr};
@@ -152,13 +186,15 @@ void run_case(Bench& bench, DType dtype, int64_t m, int64_t n, int64_t k, bool e
     std::printf("%-7s %5s %5lld x %5lld x %5lld  linear %8.3f ms %7.1f", dtype_info(dtype).name,
                 exact ? "exact" : "fast", static_cast<long long>(m), static_cast<long long>(n),
                 static_cast<long long>(k), whole, rate(whole));
+    run_half(bench, args, target.dtype, out, other, operations);
     if (exact) {
         std::printf("\n");
+        std::fflush(stdout);
         return;
     }
     bench.scratch->reset();
     QuantizedRows q;
-    require(allocate_quantized(context, m, k, &q));
+    require(allocate_quantized(context, m, k, kGroup, &q));
     const double quantize = median(bench, [&] { require(quantize_rows(context, args.x, q)); });
     std::printf("  quantize %6.3f", quantize);
     args.projections[0].out.data = other.data;
@@ -216,12 +252,22 @@ int main(int argc, char** argv) {
     run_case(bench, DType::kQ1_0, 1536, 9216, 3072, false);
     run_case(bench, DType::kQ1_0, 4608, 27648, 3072, false);
     for (const DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
-        run_case(bench, dtype, 512, 9728, 2560, false);
+        run_case(bench, dtype, 512, 19456, 2560, false); // gate and up
         run_case(bench, dtype, 512, 2560, 9728, false);
+        run_case(bench, dtype, 512, 4096, 2560, false);
+        run_case(bench, dtype, 512, 2560, 4096, false);
+        run_case(bench, dtype, 64, 2048, 2560, false); // keys and values of a prompt
     }
-    for (const DType dtype : {DType::kBF16, DType::kF16, DType::kQ8_0, DType::kPQ2_0})
+    for (const DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
+        run_case(bench, dtype, 512, 9728, 2560, true);
+        run_case(bench, dtype, 512, 2560, 9728, true);
+    }
+    for (const DType dtype :
+         {DType::kF32, DType::kBF16, DType::kF16, DType::kQ8_0, DType::kPQ2_0, DType::kQ1_0})
         run_case(bench, dtype, 512, 3072, 7680, true);
     run_case(bench, DType::kPQ2_0, 1536, 9216, 3072, true);
+    run_case(bench, DType::kPQ2_0, 1536, 3072, 12288, true);
+    run_case(bench, DType::kPQ2_0, 4608, 27648, 3072, true);
     run_case(bench, DType::kF16, 1024, 128, 3072, true);
     run_case(bench, DType::kF16, 1024, 3072, 128, true);
     run_case(bench, DType::kBF16, 4, 18432, 3072, true);

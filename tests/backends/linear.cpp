@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear: all weight types, fast and exact, rows from one token to a picture's, shapes that fill no
 // tile, strides, bias, gate and accumulation, up to three projections of one input.
+#include <algorithm>
+
 #include "device_case.h"
 
 namespace backend_test {
@@ -21,8 +23,15 @@ constexpr double kFastTolerance = 2e-5;
 // Two bf16 terms for each factor: 2^-16 of a product, sums of some 1000 of them.
 constexpr double kExactTolerance = 3e-5;
 
-double tolerance(Precision precision) {
-    return precision == Precision::kFast ? kFastTolerance : kExactTolerance;
+// CUDA on capability 9.0 takes f16 for these types, which linear_half.cpp compares with exact sums;
+// here it meets the codes of the CPU.
+constexpr double kCodesTolerance = 1e-2;
+
+double tolerance(const Pair& pair, Precision precision, DType dtype) {
+    if (precision == Precision::kExact) return kExactTolerance;
+    const bool four_or_eight = is_block_quantized(dtype) && !is_low_bit(dtype);
+    const bool halves = pair.device->device().features == "sm_90";
+    return four_or_eight && halves ? kCodesTolerance : kFastTolerance;
 }
 
 std::string name_of(DType dtype, const Shape& s, const char* what) {
@@ -64,7 +73,7 @@ void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
         args.count = 1;
         return side.backend.linear(args);
     });
-    c.expect_close(y, tolerance(precision));
+    c.expect_close(y, tolerance(pair, precision, dtype));
 }
 
 // Strided rows that begin anywhere, bias, accumulation and gate.
@@ -85,7 +94,7 @@ void run_added(Pair& pair, Precision precision, DType dtype, const Shape& s) {
         args.count = 1;
         return side.backend.linear(args);
     });
-    c.expect_close(y, tolerance(precision));
+    c.expect_close(y, tolerance(pair, precision, dtype));
 }
 
 void run_three(Pair& pair, Precision precision, const DType (&types)[3], const Shape& s) {
@@ -110,7 +119,7 @@ void run_three(Pair& pair, Precision precision, const DType (&types)[3], const S
         args.count = 3;
         return side.backend.linear(args);
     });
-    c.expect_close(y, tolerance(precision));
+    c.expect_close(y, tolerance(pair, precision, types[0]));
 }
 
 void run_all(Precision precision) {
@@ -195,7 +204,7 @@ TEST(device_linear_slices) {
                 }
                 return side.backend.linear(args);
             });
-            c.expect_close(y, kExactTolerance);
+            c.expect_close(y, std::max(kExactTolerance, tolerance(pair, Precision::kFast, dtype)));
         }
     });
 }

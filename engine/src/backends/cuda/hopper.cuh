@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's building blocks (sm_90a): mbarriers, the bulk copy engine, wgmma with f16 operands.
+// Hopper's building blocks (sm_90a): mbarriers, the bulk copy engine, wgmma with 16-bit floats.
 // PTX ISA 8.x, "mbarrier", "cp.async.bulk", "wgmma". Operands in shared memory are rows (m or n) of
 // 128 bytes (64 elements along the sum), 16-byte pieces xored with row % 8, starting at multiples
 // of 1024 bytes: the layout that the PTX ISA calls K-major with 128-byte swizzle.
@@ -150,6 +150,21 @@ __device__ __forceinline__ void wgmma(float (&d)[64], const uint32_t (&a)[4], ui
         "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
         : BONSAI_D64(0)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kColumns ? 1 : 0));
+}
+
+// The same with bf16 operands.
+__device__ __forceinline__ void wgmma_brain(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
+                                            int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+        : BONSAI_D64(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
 #undef BONSAI_D4

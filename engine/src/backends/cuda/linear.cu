@@ -2,6 +2,7 @@
 // linear: y = x W^T + bias, stored or added with a gate; which kernel serves which projection
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/linear.h"
+#include "backends/cuda/linear_half.h"
 
 namespace bonsai::cuda {
 
@@ -51,9 +52,12 @@ int group_of(const Context& context, const LinearArgs& args) {
     return kWideGroup;
 }
 
-Status project_exact(const Context& context, const LinearArgs& args, unsigned mask) {
+Status project_exact(const Context& context, const LinearArgs& args, unsigned mask, DType dtype) {
     if (args.x.rows <= kGemvRows) return linear_gemv(context, args, mask);
-    return linear_exact(context, args, mask);
+    if (!linear_half_serves(context, args, dtype, true)) return linear_exact(context, args, mask);
+    HalfRows x;
+    BONSAI_TRY(half_rows(context, args.x, half_kind(dtype, true), &x));
+    return linear_half(context, x, args, mask);
 }
 
 } // namespace
@@ -74,6 +78,7 @@ Status linear(const Context& context, const LinearArgs& args) {
     const bool may_quantize =
         context.precision == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
     QuantizedRows quantized;
+    HalfRows half;
     unsigned done = 0;
     for (int i = 0; i < args.count; ++i) {
         if ((done >> i & 1) != 0) continue;
@@ -81,7 +86,12 @@ Status linear(const Context& context, const LinearArgs& args) {
         const unsigned mask = same_type(args, i);
         done |= mask;
         if (!may_quantize || !is_block_quantized(dtype)) {
-            BONSAI_TRY(project_exact(context, args, mask));
+            BONSAI_TRY(project_exact(context, args, mask, dtype));
+            continue;
+        }
+        if (linear_half_serves(context, args, dtype, false)) {
+            if (!half.high) BONSAI_TRY(half_rows(context, args.x, HalfKind::kOne, &half));
+            BONSAI_TRY(linear_half(context, half, args, mask));
             continue;
         }
         if (!quantized.q) {
