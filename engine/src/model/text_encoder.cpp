@@ -28,22 +28,32 @@ Status TextEncoder::load(const TextEncoderConfig& c, WeightLoader& loader) {
         BONSAI_TRY(loader.matrix(name + "ffn_up.weight", c.ffn_width, c.width, set, &w.ffn_up));
         BONSAI_TRY(loader.matrix(name + "ffn_down.weight", c.width, c.ffn_width, set, &w.ffn_down));
     }
-    return c.final_norm ? loader.vector("te.output_norm.weight", c.width, set, &output_norm_)
-                        : Status();
+    if (c.final_norm)
+        BONSAI_TRY(loader.vector("te.output_norm.weight", c.width, set, &output_norm_));
+    quantised_ = true;
+    for (const Layer& w : layers_)
+        for (const Tensor* t :
+             {&w.attn_q, &w.attn_k, &w.attn_v, &w.attn_output, &w.ffn_gate, &w.ffn_up, &w.ffn_down})
+            quantised_ = quantised_ && is_block_quantized(t->dtype);
+    return Status();
 }
 
-Status TextEncoder::allocate(Arena& arena, int64_t n_real, Buffers* b) const {
+Status TextEncoder::allocate(const Run& run, int64_t n_real, Buffers* b) const {
     const TextEncoderConfig& c = config_;
+    Arena& arena = run.arena;
+    const ActivationTypes types = quantised_ ? run.backend.activations() : ActivationTypes();
     const int64_t tokens = c.max_tokens, q_width = c.heads * c.head_dim,
                   kv_width = c.kv_heads * c.head_dim;
     BONSAI_TRY(arena.allocate(tokens, c.width, &b->x));
     BONSAI_TRY(arena.allocate(tokens, c.width, &b->h));
-    BONSAI_TRY(arena.allocate(tokens, q_width, &b->q));
-    BONSAI_TRY(arena.allocate(n_real, kv_width, &b->k));
-    BONSAI_TRY(arena.allocate(n_real, kv_width, &b->v));
+    BONSAI_TRY(arena.allocate(tokens, q_width, types.heads, &b->q));
+    BONSAI_TRY(arena.allocate(n_real, kv_width, types.heads, &b->k));
+    BONSAI_TRY(arena.allocate(n_real, kv_width, types.heads, &b->v));
     BONSAI_TRY(arena.allocate(tokens, q_width, &b->attention));
-    BONSAI_TRY(arena.allocate(tokens, c.ffn_width, &b->gate));
-    BONSAI_TRY(arena.allocate(tokens, c.ffn_width, &b->up));
+    BONSAI_TRY(arena.allocate(tokens, c.ffn_width, types.hidden, &b->gate));
+    BONSAI_TRY(arena.allocate(tokens, c.ffn_width, types.hidden, &b->up));
+    b->activated = b->gate;
+    if (types.hidden != DType::kF32) BONSAI_TRY(arena.allocate(tokens, c.ffn_width, &b->activated));
     BONSAI_TRY(arena.allocate(tokens, c.head_dim / 2, &b->cos));
     return arena.allocate(tokens, c.head_dim / 2, &b->sin);
 }
@@ -103,8 +113,8 @@ Status TextEncoder::layer(const Run& run, const Layer& w, const Buffers& b) cons
     ffn.projections[1].out = b.up;
     ffn.count = 2;
     BONSAI_TRY(backend.linear(ffn));
-    BONSAI_TRY(backend.swiglu({b.gate, b.up, b.gate}));
-    return backend.linear(linear_add_args(b.gate, w.ffn_down, b.x));
+    BONSAI_TRY(backend.swiglu({b.gate, b.up, b.activated}));
+    return backend.linear(linear_add_args(b.activated, w.ffn_down, b.x));
 }
 
 // One layer; of the embedding only the rows of the prompt are read.
@@ -122,7 +132,7 @@ uint64_t TextEncoder::streamed_bytes() const {
 Status TextEncoder::encode(const Run& run, const int32_t* ids, int64_t n_real,
                            const Tensor& out) const {
     Buffers b;
-    BONSAI_TRY(allocate(run.arena, n_real, &b));
+    BONSAI_TRY(allocate(run, n_real, &b));
     if (rope_cos_.empty() && !run.arena.planning()) make_rope();
     BONSAI_TRY(run.backend.write(b.cos, rope_cos_.data()));
     BONSAI_TRY(run.backend.write(b.sin, rope_sin_.data()));
@@ -145,6 +155,7 @@ Status TextEncoder::encode(const Run& run, const int32_t* ids, int64_t n_real,
         }
         BONSAI_TRY(run.progress(static_cast<double>(i) / static_cast<double>(config_.layers)));
     }
+    if (b.activated.data != b.gate.data) run.arena.release(&b.activated);
     for (Tensor* t : {&b.x, &b.h, &b.q, &b.k, &b.v, &b.attention, &b.gate, &b.up, &b.cos, &b.sin})
         run.arena.release(t);
     return Status();

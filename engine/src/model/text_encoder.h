@@ -34,9 +34,10 @@ class TextEncoder {
         Tensor q, k, v;   // [T, heads * head_dim], [n_real, kv_heads * head_dim] twice
         Tensor attention; // [T, heads * head_dim]
         Tensor gate, up;  // [T, F]
+        Tensor activated; // [T, F], f32; is `gate` where that is
         Tensor cos, sin;  // [T, head_dim / 2]
     };
-    Status allocate(Arena& arena, int64_t n_real, Buffers* b) const;
+    Status allocate(const Run& run, int64_t n_real, Buffers* b) const;
     Status layer(const Run& run, const Layer& w, const Buffers& b) const;
     void make_rope() const;
 
@@ -46,6 +47,7 @@ class TextEncoder {
     Tensor output_norm_; // [1, D] or empty
     std::vector<Layer> layers_;
     mutable std::vector<float> rope_cos_, rope_sin_; // [T, head_dim / 2], from the first use on
+    bool quantised_ = false; // all layers: activations may be of the types that save time
 };
 
 } // namespace bonsai
