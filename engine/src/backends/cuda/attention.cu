@@ -12,11 +12,23 @@ static Status attention_f32(const Context& context, const AttentionArgs& args) {
     return attention_mma(context, args, exact);
 }
 
-Status attention(const Context& context, const AttentionArgs& args) {
+static bool on_hopper(const Context& context, const AttentionArgs& args) {
 #if defined(BONSAI_CUDA_HOPPER)
-    if (context.precision == Precision::kFast && context.capability == 90 && hopper_takes(args))
-        return attention_hopper(context, args);
+    return context.precision == Precision::kFast && context.capability == 90 && hopper_takes(args);
+#else
+    (void)context, (void)args;
+    return false;
 #endif
+}
+
+uint64_t attention_scratch(const Context& context, const AttentionArgs& args) {
+    if (on_hopper(context, args)) return hopper_scratch(context, args);
+    return args.out.dtype == DType::kI8 ? static_cast<uint64_t>(args.out.rows * args.out.cols) * 4
+                                        : 0;
+}
+
+Status attention(const Context& context, const AttentionArgs& args) {
+    if (on_hopper(context, args)) return attention_hopper(context, args);
     if (args.out.dtype != DType::kI8) return attention_f32(context, args);
     AttentionArgs there = args;
     float* room = nullptr;

@@ -23,6 +23,7 @@ Status attention_mma(const Context& context, const AttentionArgs& args, bool exa
 // The same on Hopper with wgmma and f16 operands, for what hopper_takes accepts.
 bool hopper_takes(const AttentionArgs& args);
 Status attention_hopper(const Context& context, const AttentionArgs& args);
+uint64_t hopper_scratch(const Context& context, const AttentionArgs& args); // bytes of it
 // Wider heads: logits of a band of queries in scratch, products by shift_gemm.
 Status attention_wide(const Context& context, const AttentionArgs& args);
 

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention_hopper: out = softmax(scale * q k^T) v on sm_90a, heads of 72 to 128.
 // Layout:   q, k, v f16, read through tensor maps, or f32; out f32, or int8 codes with a scale for
-//           each row and head, or for four heads: then f16 goes to scratch, and quantize_rows makes
-//           the codes; row strides. f32 keys and values are first rounded into scratch as
+//           each row and head, or for four heads: then f16 goes to scratch, and a kernel behind
+//           makes the codes; row strides. f32 keys and values are first rounded into scratch as
 //           tiles of kKeys keys, each the bytes that shared memory wants (see hopper.cuh): k as
 //           [2][kKeys][64 dimensions], v transposed as [kKeys / 64][128 dimensions][64 keys].
 // Maths:    as attention_mma: f16 operands, f32 sums, softmax in one pass, base 2.
-// Work:     a block owns 128 queries of a head: two warpgroups of 64, and one that only starts
-//           copies of whole tiles, two stages deep. A warpgroup's products with the next keys run
-//           while it computes exponentials (Shah et al. 2024, FlashAttention-3). Blocks that would
-//           be alone in a last wave share the keys of a tile; merge_kernel joins their sums in
-//           order.
+// Work:     a block stays on its multiprocessor and takes tiles of 128 queries of a head: two
+//           warpgroups of 64, and one that only starts copies of whole tiles, two stages deep, the
+//           next tile's while the last one's result is written. A warpgroup's products with the
+//           next keys run while it computes exponentials (Shah et al. 2024, FlashAttention-3).
+//           Tiles that would be alone in a last wave are divided along the keys; merge_kernel joins
+//           their sums in order.
 // Roofline: 4 * Sq * Sk * head_dim flop a head over one read of q, k, v: compute-bound.
 #include <algorithm>
 
 #include "backends/cuda/attention.h"
 #include "backends/cuda/attention_hopper.cuh"
-#include "backends/cuda/kernels.h"
 #include "backends/cuda/tensor_map.h"
 
 namespace bonsai::cuda {
@@ -126,16 +126,29 @@ static int tiles_of(const Flash& f) {
 }
 
 // Tiles that do not fill the multiprocessors once more are cut along the keys, so that they do.
-static Status split_last(const Context& context, int blocks, Flash* f) {
+static void split_last(const Context& context, Flash* f) {
     const int tiles = tiles_of(*f), rest = tiles % context.multiprocessors;
-    f->whole = tiles, f->parts = 1;
-    if (f->causal || rest == 0) return Status();
-    const int parts = std::min(context.multiprocessors / rest, blocks);
-    if (parts < 2) return Status();
-    f->whole = tiles - rest, f->parts = parts;
-    const auto lines = static_cast<size_t>(rest) * parts * kQueries;
-    BONSAI_TRY(context.scratch->get(lines * kDim, &f->part_out));
-    return context.scratch->get(lines, &f->part_stats);
+    f->whole = f->shares = tiles, f->parts = 1;
+    if (f->causal || rest == 0) return;
+    const int parts = std::min(context.multiprocessors / rest, f->tiles);
+    if (parts < 2) return;
+    f->whole = tiles - rest, f->parts = parts, f->shares = f->whole + rest * parts;
+}
+
+// Queries of parts.
+static size_t part_lines(const Flash& f) {
+    return static_cast<size_t>(f.shares - f.whole) * kQueries;
+}
+
+// What `args` says without its addresses.
+template <int kKeys> static Flash describe(const Context& context, const AttentionArgs& args) {
+    Flash f = {};
+    f.queries = static_cast<int>(args.q.rows), f.keys = static_cast<int>(args.k.rows);
+    f.tiles = (f.keys + kKeys - 1) / kKeys;
+    f.head_dim = args.head_dim, f.heads = args.heads, f.shared_by = args.heads / args.kv_heads;
+    f.scale = base2_scale(args.scale), f.sign_q = sign_of(args.scale), f.causal = args.causal;
+    split_last(context, &f);
+    return f;
 }
 
 template <int kKeys, bool kDirect, Result kResult>
@@ -146,12 +159,17 @@ static Status launch(const Context& context, const Flash& f, const Maps& maps) {
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
               "attention"));
     const int split = tiles_of(f) - f.whole;
-    kernel<<<static_cast<unsigned>(f.whole + split * f.parts), kThreads, kBytes, context.stream>>>(
-        f, maps);
+    const auto blocks = static_cast<unsigned>(std::min(f.shares, context.multiprocessors));
+    kernel<<<blocks, kThreads, kBytes, context.stream>>>(f, maps);
     BONSAI_TRY(check_launch("attention"));
-    if (split == 0) return Status();
-    merge_kernel<kKeys, kResult>
-        <<<static_cast<unsigned>(split * kQueries / 8), 256, 0, context.stream>>>(f);
+    if constexpr (kResult == Result::kHalves) {
+        const int spans = f.queries * ((f.heads + kPieces - 1) / kPieces);
+        quantize_heads_kernel<<<static_cast<unsigned>((spans + 7) / 8), 256, 0, context.stream>>>(
+            f);
+    } else if (split > 0) {
+        merge_kernel<kKeys, kResult>
+            <<<static_cast<unsigned>(split * kQueries / 8), 256, 0, context.stream>>>(f);
+    }
     return check_launch("attention merge");
 }
 
@@ -173,31 +191,36 @@ static Status run(const Context& context, const AttentionArgs& args, Flash& f) {
 }
 
 template <int kKeys> static Status attend(const Context& context, const AttentionArgs& args) {
-    Flash f = {};
-    f.queries = static_cast<int>(args.q.rows), f.keys = static_cast<int>(args.k.rows);
-    f.tiles = (f.keys + kKeys - 1) / kKeys;
-    f.head_dim = args.head_dim, f.heads = args.heads, f.shared_by = args.heads / args.kv_heads;
-    f.scale = base2_scale(args.scale), f.sign_q = sign_of(args.scale), f.causal = args.causal;
-    BONSAI_TRY(split_last(context, f.tiles, &f));
+    Flash f = describe<kKeys>(context, args);
+    if (const size_t lines = part_lines(f); lines > 0) {
+        BONSAI_TRY(context.scratch->get(lines * kDim, &f.part_out));
+        BONSAI_TRY(context.scratch->get(lines, &f.part_stats));
+    }
     const Tensor& out = args.out;
     if (out.dtype != DType::kI8) {
         f.out = out.f32(), f.out_stride = out.stride;
         return run<kKeys, Result::kFloats>(context, args, f);
     }
-    if (out.scale_group == kDim) {
-        f.codes = code_rows(out);
-        return run<kKeys, Result::kCodes>(context, args, f);
-    }
+    f.codes = code_rows(out);
+    if (!f.codes.wide) return run<kKeys, Result::kCodes>(context, args, f);
     BONSAI_TRY(context.scratch->get(static_cast<size_t>(out.rows * out.cols), &f.halves));
-    BONSAI_TRY((run<kKeys, Result::kHalves>(context, args, f)));
-    const Tensor halves = {DType::kF16, out.rows, out.cols, out.cols, f.halves};
-    return quantize_rows(context, halves, quantized_rows(out));
+    return run<kKeys, Result::kHalves>(context, args, f);
 }
 
 bool hopper_takes(const AttentionArgs& args) {
     if (args.head_dim <= 64 || args.head_dim > kDim) return false;
     if (args.out.dtype == DType::kI8 && args.head_dim != kDim) return false; // a head is a group
     return args.q.dtype == DType::kF32 || mappable(args);
+}
+
+uint64_t hopper_scratch(const Context& context, const AttentionArgs& args) {
+    constexpr int kKeys = 128;
+    const Flash f = describe<kKeys>(context, args);
+    const bool wide = args.out.dtype == DType::kI8 && args.out.scale_group == kWideGroup;
+    const uint64_t halves = wide ? static_cast<uint64_t>(args.out.rows * args.out.cols) : 0;
+    const uint64_t rounded =
+        mappable(args) ? 0 : uint64_t{2} * args.kv_heads * f.tiles * kKeys * kDim;
+    return 2 * (halves + rounded) + part_lines(f) * (kDim * sizeof(float) + sizeof(float2));
 }
 
 Status attention_hopper(const Context& context, const AttentionArgs& args) {

@@ -228,6 +228,10 @@ ActivationTypes CudaBackend::activations() const {
     return types;
 }
 
+uint64_t CudaBackend::scratch_bytes(const AttentionArgs& args) const {
+    return attention_scratch(context_, args);
+}
+
 template <typename Args>
 Status CudaBackend::launch(Status (*launcher)(const Context&, const Args&), const Args& args) {
     const DeviceScope scope(memory_->device());

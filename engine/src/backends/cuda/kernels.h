@@ -56,6 +56,9 @@ Status rms_norm(const Context& context, const RmsNormArgs& args);
 Status layer_norm(const Context& context, const LayerNormArgs& args);
 Status head_norm_rope(const Context& context, const HeadNormRopeArgs& args);
 Status attention(const Context& context, const AttentionArgs& args);
+// Bytes of scratch of attention to I8 and on compute capability 9.0: f16 ahead of codes, rounded
+// operands, parts of tiles.
+uint64_t attention_scratch(const Context& context, const AttentionArgs& args);
 Status swiglu(const Context& context, const SwigluArgs& args);
 Status silu(const Context& context, const SiluArgs& args);
 // Row i of the table is row i of the result: the backend has gathered them; `ids` is null.
