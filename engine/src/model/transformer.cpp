@@ -279,16 +279,20 @@ Status Transformer::attend(const Run& run, const Buffers& b) const {
     return run.backend.attention(args);
 }
 
+// out = silu(first half) * second half of `hidden`.
+Status Transformer::activate(const Run& run, const Tensor& hidden, const Tensor& out) const {
+    const int64_t width = config_.mlp_width;
+    return run.backend.swiglu({hidden.slice_cols(0, width), hidden.slice_cols(width, width), out});
+}
+
 // out = silu(first half) * second half of h W^T, in pieces of tokens.
 Status Transformer::mlp(const Run& run, const Tensor& in, const Tensor& h, const Tensor& hidden,
                         const Tensor& out) const {
-    const int64_t width = config_.mlp_width;
     for (int64_t first = 0; first < h.rows; first += hidden.rows) {
         const int64_t rows = std::min(hidden.rows, h.rows - first);
         const Tensor piece = hidden.slice_rows(0, rows);
         BONSAI_TRY(run.backend.linear(linear_args(h.slice_rows(first, rows), in, piece)));
-        BONSAI_TRY(run.backend.swiglu({piece.slice_cols(0, width), piece.slice_cols(width, width),
-                                       out.slice_rows(first, rows)}));
+        BONSAI_TRY(activate(run, piece, out.slice_rows(first, rows)));
     }
     return Status();
 }
@@ -351,13 +355,24 @@ Status Transformer::single_block(const Run& run, const SingleBlock& w,
     const Tensor shift = modulation(tables.now.single, 0, width),
                  scale = modulation(tables.now.single, 1, width);
     BONSAI_TRY(backend.layer_norm({b.stream, scale, shift, b.h, config_.norm_eps}));
-    BONSAI_TRY(backend.linear(linear_args(b.h, w.qkv, b.qkv)));
+    // One product where the MLP takes all tokens at a time.
+    const bool whole = b.hidden.rows >= b.h.rows;
+    const Tensor hidden = b.hidden.slice_rows(0, std::min(b.hidden.rows, b.h.rows)),
+                 activated = b.joined.slice_cols(width, config_.mlp_width);
+    LinearArgs args = linear_args(b.h, w.qkv, b.qkv);
+    args.projections[1].weight = w.mlp_in;
+    args.projections[1].out = hidden;
+    args.count = whole ? 2 : 1;
+    BONSAI_TRY(backend.linear(args));
     for (int64_t first = 0; first < b.stream.rows; first += tokens) {
         const Buffers picture = rows_of(b, first, tokens);
         BONSAI_TRY(rotate(run, tables, picture.qkv, 0, w.q_norm, w.k_norm));
         BONSAI_TRY(attend(run, picture));
     }
-    BONSAI_TRY(mlp(run, w.mlp_in, b.h, b.hidden, b.joined.slice_cols(width, config_.mlp_width)));
+    if (whole)
+        BONSAI_TRY(activate(run, hidden, activated));
+    else
+        BONSAI_TRY(mlp(run, w.mlp_in, b.h, hidden, activated));
     return backend.linear(
         linear_add_args(b.joined, w.out, b.stream, modulation(tables.now.single, 2, width)));
 }

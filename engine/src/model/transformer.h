@@ -87,6 +87,7 @@ class Transformer {
     Status rotate(const Run& run, const TransformerTables& tables, const Tensor& qkv, int64_t first,
                   const Tensor& q_norm, const Tensor& k_norm) const;
     Status attend(const Run& run, const Buffers& b) const;
+    Status activate(const Run& run, const Tensor& hidden, const Tensor& out) const;
     Status mlp(const Run& run, const Tensor& in, const Tensor& h, const Tensor& hidden,
                const Tensor& out) const;
     Status double_block(const Run& run, const DoubleBlock& w, const TransformerTables& tables,
