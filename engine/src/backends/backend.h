@@ -18,7 +18,7 @@
 namespace bonsai {
 
 enum class Precision {
-    kFast,  // int8 activations, one scale for each token and group of 128
+    kFast,  // int8 activations, one scale for each token and group; f16 where that is as fast
     kExact, // float activations
 };
 
