@@ -15,6 +15,9 @@ namespace bonsai::cpu {
 namespace {
 
 constexpr int64_t kRowsPerPiece = 16; // row ops: enough work to hide the hand-out of pieces
+// Pieces of a product: as many for each worker, so that none waits long for the last ones, but not
+// smaller, since a piece unpacks its weights and reads its rows.
+constexpr int64_t kLinearPieces = 3, kLeastPieceCols = 96, kLeastPieceRows = 192;
 
 // Winograd tiles along a side of a block: enough to use each weight often, few enough that their 36
 // points stay near L2; and the fewest in a block.
@@ -212,12 +215,21 @@ Status CpuBackend::quantize(const Tensor& x, QuantizedRows* out) {
 }
 
 Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, const Projection& p) {
-    const int64_t row_pieces = pieces_of(x.rows, table_.linear_piece_rows);
-    const int64_t col_pieces = pieces_of(p.out.cols, table_.linear_piece_cols);
+    int64_t piece_rows = table_.linear_piece_rows, piece_cols = table_.linear_piece_cols;
+    const auto few = [&] {
+        return pieces_of(x.rows, piece_rows) * pieces_of(p.out.cols, piece_cols) <
+               kLinearPieces * pool_->size();
+    };
+    while (piece_cols >= 2 * kLeastPieceCols && few())
+        piece_cols /= 2;
+    while (piece_rows >= 2 * kLeastPieceRows && few())
+        piece_rows /= 2;
+    const int64_t row_pieces = pieces_of(x.rows, piece_rows);
+    const int64_t col_pieces = pieces_of(p.out.cols, piece_cols);
     std::atomic<bool> complete{true};
     BONSAI_TRY(pool_->parallel_for(row_pieces * col_pieces, [&](int64_t i, int worker) {
-        const Range rows = piece_range(i % row_pieces, table_.linear_piece_rows, x.rows);
-        const Range cols = piece_range(i / row_pieces, table_.linear_piece_cols, p.out.cols);
+        const Range rows = piece_range(i % row_pieces, piece_rows, x.rows);
+        const Range cols = piece_range(i / row_pieces, piece_cols, p.out.cols);
         Scratch& scratch = scratch_[static_cast<size_t>(worker)];
         const bool done = quantized ? table_.linear_fast(*quantized, p, rows, cols, scratch)
                                     : table_.linear_exact(x, p, rows, cols, scratch);
