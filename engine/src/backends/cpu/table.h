@@ -55,6 +55,9 @@ struct QuantizedRows {
     int32_t* block_sum = nullptr; // [K / 32, M]
 };
 
+// Rows of every array that a kernel may read beyond the last, whatever they hold.
+constexpr int kSpareRows = 31;
+
 // Bytes that the arrays of `rows` x `cols` take, and the arrays laid out in such memory, which is
 // 64-byte aligned.
 size_t quantized_rows_bytes(int64_t rows, int64_t cols);

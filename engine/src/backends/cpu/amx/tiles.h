@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the AMX kernels share. All eight tiles have 16 rows of 64 bytes; a kernel configures them
-// when it begins and releases them when it ends. Only for files under amx/; everything here is
-// static, so that no AMX code can reach other objects through the linker.
+// What the AMX kernels share. All eight tiles have 16 rows of 64 bytes unless a kernel says
+// otherwise; it configures them when it begins and releases them when it ends. Only for files under
+// amx/; everything here is static, so that no AMX code can reach other objects through the linker.
 #pragma once
 
 #include <immintrin.h>
@@ -29,10 +29,7 @@ static_assert(sizeof(TileShapes) == 64, "size of a tile configuration");
 // The tiles of this thread, as long as it lives.
 class Tiles {
   public:
-    Tiles() {
-        const TileShapes shapes;
-        _tile_loadconfig(&shapes);
-    }
+    explicit Tiles(const TileShapes& shapes = TileShapes()) { _tile_loadconfig(&shapes); }
     ~Tiles() { _tile_release(); }
     Tiles(const Tiles&) = delete;
     Tiles& operator=(const Tiles&) = delete;
@@ -46,6 +43,13 @@ BONSAI_ALWAYS_INLINE void finish_stores() {
     _ReadWriteBarrier();
 #endif
 }
+
+// A value that the compiler shall keep in a register.
+#if defined(__GNUC__)
+#define BONSAI_KEEP_512(value) __asm__("" : "+v"(value))
+#else
+#define BONSAI_KEEP_512(value)
+#endif
 
 } // namespace
 } // namespace bonsai::cpu::amx

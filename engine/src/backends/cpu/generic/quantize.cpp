@@ -62,8 +62,9 @@ static int64_t padded_stride(int64_t cols) {
 
 size_t quantized_rows_bytes(int64_t rows, int64_t cols) {
     const size_t groups = static_cast<size_t>(rows) * static_cast<size_t>(cols / kGroup);
-    return rounded(static_cast<size_t>(rows) * static_cast<size_t>(padded_stride(cols))) +
-           2 * rounded(groups * 4) + rounded(groups * 4 * (kGroup / kBlock));
+    return rounded(static_cast<size_t>(rows + kSpareRows) *
+                   static_cast<size_t>(padded_stride(cols))) +
+           2 * rounded(groups * 4) + rounded((groups * (kGroup / kBlock) + kSpareRows) * 4);
 }
 
 QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t cols) {
@@ -74,7 +75,7 @@ QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t cols) {
     out.cols = cols;
     out.stride = padded_stride(cols);
     out.q = reinterpret_cast<int8_t*>(at);
-    at += rounded(static_cast<size_t>(rows) * static_cast<size_t>(out.stride));
+    at += rounded(static_cast<size_t>(rows + kSpareRows) * static_cast<size_t>(out.stride));
     out.scale = reinterpret_cast<float*>(at);
     at += rounded(groups * 4);
     out.sum = reinterpret_cast<int32_t*>(at);
