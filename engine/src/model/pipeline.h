@@ -98,6 +98,7 @@ class Pipeline {
         uint64_t budget = 0;
         StagePlan stage;
         uint64_t bytes = 0;
+        bool tight = false; // the limit asks for a budget that costs time
     };
     // Where a stage stands, for progress and memory statistics.
     struct Monitor;
@@ -140,12 +141,13 @@ class Pipeline {
     Status decode(const std::vector<float>& latents, int64_t height, int64_t width,
                   Monitor& monitor, bool* in_strips, std::vector<uint8_t>* rgb);
     Status decode_latents(const std::vector<float>& tokens, int64_t height, int64_t width,
-                          uint64_t budget, const Run& run, std::vector<float>* pixels) const;
+                          uint64_t budget, const Run& run, std::vector<uint8_t>* rgb,
+                          std::vector<float>* pixels) const;
     Status check_numbers(const float* values, size_t count, bonsai_stage stage,
                          const std::string& when) const;
     Status not_a_number(bonsai_stage stage, const std::string& when) const;
-    Status check_picture(const std::vector<float>& latents, const std::vector<float>& pixels,
-                         const std::vector<uint8_t>& rgb) const;
+    Status check_plain(const std::vector<float>& latents, const std::vector<float>& pixels,
+                       const std::vector<uint8_t>& rgb) const;
     Status plan_text(StagePlan* plan) const;
     Status plan_denoise(const Request& request, int64_t pictures, StagePlan* plan) const;
     int64_t choose_batch(const Request& request) const;

@@ -101,10 +101,10 @@ Status Pipeline::not_a_number(bonsai_stage stage, const std::string& when) const
                 path, what.c_str());
 }
 
-// pixels [.., 3] as the decoder gave them. Rounding errors alone make the pixels of a plain wall
-// differ, so a picture of exactly equal ones does not depend on prompt and seed at all.
-Status Pipeline::check_picture(const std::vector<float>& latents, const std::vector<float>& pixels,
-                               const std::vector<uint8_t>& rgb) const {
+// A picture of one colour; pixels [.., 3] as the decoder gave them. Rounding errors alone make the
+// pixels of a plain wall differ, so exactly equal ones do not depend on prompt and seed at all.
+Status Pipeline::check_plain(const std::vector<float>& latents, const std::vector<float>& pixels,
+                             const std::vector<uint8_t>& rgb) const {
     if (rows_equal(pixels, 3)) {
         const bool early = rows_equal(latents, static_cast<size_t>(config_.transformer.channels));
         const StageName name = stage_name(early ? BONSAI_STAGE_DENOISE : BONSAI_STAGE_VAE);
@@ -114,8 +114,7 @@ Status Pipeline::check_picture(const std::vector<float>& latents, const std::vec
                     "wrongly: try `bonsai-cli verify` and `bonsai-cli doctor`",
                     file_->file().path().c_str(), name.text);
     }
-    const bool plain = std::equal(rgb.begin() + 3, rgb.end(), rgb.begin());
-    if (plain && options_.log)
+    if (options_.log)
         options_.log(format("the picture is one plain colour, #%02x%02x%02x; another seed or more "
                             "words may help",
                             rgb[0], rgb[1], rgb[2]));

@@ -72,11 +72,13 @@ uint64_t Pipeline::all_weights() const {
 // What the largest arena of a picture's stages takes.
 Status Pipeline::plan_workspace(const Request& request, size_t* bytes) const {
     const int64_t height = request.height / kSizeMultiple, width = request.width / kSizeMultiple;
-    StagePlan text, steps, decode;
+    StagePlan text, steps;
+    PicturePlan decode;
     BONSAI_TRY(plan_text(&text));
     BONSAI_TRY(plan_denoise(request, choose_batch(request), &steps));
-    BONSAI_TRY(plan_decode(height, width, VaeDecoder::kUnlimited, &decode));
-    *bytes = std::max({text.arena + prompt_bytes(), steps.arena + prompt_bytes(), decode.arena});
+    BONSAI_TRY(plan_picture(height, width, memory_limit(), &decode));
+    *bytes =
+        std::max({text.arena + prompt_bytes(), steps.arena + prompt_bytes(), decode.stage.arena});
     return Status();
 }
 
@@ -158,7 +160,7 @@ Status Pipeline::plan_request(const Request& request, bonsai_memory_plan* plan) 
     const uint64_t text = text_plan.total(), denoise = denoise_plan.total();
     plan->limit = memory_limit();
     BONSAI_TRY(plan_picture(rows, cols, plan->limit, &picture));
-    plan->vae_tiled = picture.budget != VaeDecoder::kUnlimited;
+    plan->vae_tiled = picture.tight;
     plan->text_encoder_weights = streams(text_encoder_.weights(), text, plan->limit)
                                      ? text_encoder_.streamed_bytes()
                                      : text_encoder_.weights().bytes;
