@@ -67,15 +67,15 @@ enum class RopePairs {
 };
 
 // In place on x: RMSNorm of each head with one gain for all heads, then rotation of pair i of row s
-// by the angle whose cosine and sine are cos[s, i] and sin[s, i]. The same on `also`, as keys beside
-// queries.
+// by the angle whose cosine and sine are cos[s, i] and sin[s, i]. The same on `also`, as keys
+// beside queries.
 struct HeadNormRopeArgs {
     Tensor x;         // [S, H * head_dim], types.heads
     Tensor gain;      // [1, head_dim]
     Tensor also;      // [at most S, any number of heads] of x's type, or empty
     Tensor also_gain; // [1, head_dim]
-    Tensor cos;  // [S, head_dim / 2]
-    Tensor sin;  // [S, head_dim / 2]
+    Tensor cos;       // [S, head_dim / 2]
+    Tensor sin;       // [S, head_dim / 2]
     int head_dim = 0;
     RopePairs pairs = RopePairs::kNeighbours;
     float eps = 0;
