@@ -19,8 +19,9 @@
 //         alternate, so that the core overlaps them. Panels go through kGroup keys, which a
 //         second-level cache holds, before the next keys are read. A query meets the same
 //         operations wherever it lies in a piece.
-// Roofline: compute-bound. 32 keys x 32 queries x 128: 32 tile products of 16 cycles; 64 registers
-//         of weights with 12 vector operations each on two ports, 384 cycles.
+// Roofline: compute-bound by count. 32 keys x 32 queries x 128: 32 tile products of 16 cycles; 64
+//         registers of weights with 12 vector operations each on two ports, 384 cycles. Measured,
+//         the 32 loads of tiles hold it back (bench/NOTES.md).
 #if defined(BONSAI_TILES_HEADER) || (defined(__AMX_BF16__) && defined(__AVX512BW__))
 #include <string.h>
 
