@@ -249,4 +249,54 @@ TEST(device_heads_of_half_precision) {
     });
 }
 
+// Two products at once give what they give one after the other.
+TEST(device_linear_pair) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        if (!offers(*pair.device, &ActivationTypes::product, DType::kI8)) return;
+        for (const DType dtype : {DType::kPQ2_0, DType::kQ1_0, DType::kQ8_0}) {
+            Bench b(pair);
+            const int group = is_low_bit(dtype) ? b.backend.activations().low_bit_group : kGroup;
+            const Tensor scale = b.inputs.random(1, kIn).on[1],
+                         shift = b.inputs.random(1, kIn).on[1];
+            LinearArgs args[2];
+            Tensor wide[2];
+            for (int i = 0; i < 2; ++i) {
+                const int64_t rows = i == 0 ? 150 : 40, outs[2] = {48, i == 0 ? 272 : 130};
+                wide[i] = b.inputs.random(rows, kIn, 0, 0, 0.5f, 3).on[1];
+                args[i].x = b.make(rows, kIn, DType::kI8, group);
+                args[i].count = 2;
+                for (int p = 0; p < 2; ++p) {
+                    args[i].projections[p].weight = b.inputs.weight(dtype, outs[p], kIn).on[1];
+                    args[i].projections[p].out = b.make(rows, outs[p], DType::kF32);
+                }
+            }
+            b.inputs.run([](Side) { return Status(); }); // writes the inputs
+            for (int i = 0; i < 2; ++i)
+                CHECK_OK(b.backend.layer_norm({wide[i], scale, shift, args[i].x, 1e-6f}));
+            const auto results = [&] {
+                std::vector<float> all;
+                for (const LinearArgs& a : args)
+                    for (int p = 0; p < 2; ++p) {
+                        const Tensor& out = a.projections[p].out;
+                        std::vector<float> values(static_cast<size_t>(out.rows * out.cols));
+                        CHECK_OK(b.backend.read(out, values.data()));
+                        all.insert(all.end(), values.begin(), values.end());
+                    }
+                return all;
+            };
+            CHECK_OK(b.backend.linear(args[0]));
+            CHECK_OK(b.backend.linear(args[1]));
+            const std::vector<float> apart = results();
+            for (const LinearArgs& a : args)
+                for (int p = 0; p < 2; ++p) {
+                    const Tensor& out = a.projections[p].out;
+                    const std::vector<float> zeros(static_cast<size_t>(out.rows * out.cols));
+                    CHECK_OK(b.backend.write(out, zeros.data()));
+                }
+            CHECK_OK(b.backend.linear_pair(args[0], args[1]));
+            CHECK(results() == apart);
+        }
+    });
+}
+
 } // namespace backend_test

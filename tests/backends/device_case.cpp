@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "core/half.h"
 #include "core/quantize.h"
 
 namespace backend_test {
@@ -111,7 +112,8 @@ Operand Case::room(int64_t rows, int64_t cols, int64_t gap, int64_t shift) {
     return filled(rows, cols, [](int64_t, int64_t) { return canary(); }, gap, shift);
 }
 
-Operand Case::weight(DType dtype, int64_t rows, int64_t cols) {
+Operand Case::weight(DType dtype, int64_t rows, int64_t cols,
+                     const std::function<float(int64_t, int64_t)>& scale) {
     std::vector<float> values(static_cast<size_t>(rows * cols));
     for (float& value : values)
         value = 0.125f * uniform();
@@ -119,6 +121,13 @@ Operand Case::weight(DType dtype, int64_t rows, int64_t cols) {
         std::make_unique<std::vector<uint8_t>>(static_cast<size_t>(rows) * row_bytes(dtype, cols)));
     Operand operand;
     Status status = quantize_rows(dtype, values.data(), rows, cols, packed_.back()->data());
+    const int64_t groups = scale && is_low_bit(dtype) ? cols / kGroup : 0;
+    for (int64_t i = 0; i < rows * groups; ++i) {
+        uint8_t* at = packed_.back()->data() + static_cast<size_t>(i) * dtype_info(dtype).bytes +
+                      (dtype == DType::kPTQ1_0 ? 26 : 0);
+        const uint16_t bits = f32_to_f16(scale(i / groups, i % groups));
+        at[0] = static_cast<uint8_t>(bits & 255), at[1] = static_cast<uint8_t>(bits >> 8);
+    }
     for (int side = 0; side < 2 && status.ok(); ++side) {
         Backend& backend = side == 0 ? *pair_.cpu : *pair_.device;
         std::unique_ptr<Buffer> owner;

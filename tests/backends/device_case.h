@@ -66,8 +66,10 @@ class Case {
     Operand filled(int64_t rows, int64_t cols, const std::function<float(int64_t, int64_t)>& value,
                    int64_t gap = 0, int64_t shift = 0);
     Operand room(int64_t rows, int64_t cols, int64_t gap = 0, int64_t shift = 0); // NaN
-    // Random weights of a type, as of a model file.
-    Operand weight(DType dtype, int64_t rows, int64_t cols);
+    // Random weights of a type, as of a model file; low-bit ones with the scales of groups that
+    // `scale` says, if it does.
+    Operand weight(DType dtype, int64_t rows, int64_t cols,
+                   const std::function<float(int64_t row, int64_t group)>& scale = {});
 
     void run(const std::function<Status(Side side)>& op);
     // Every element differs from the CPU's by at most `allowed` of the largest there.

@@ -2,6 +2,8 @@
 // linear: all weight types, fast and exact, rows from one token to a picture's, shapes that fill no
 // tile, strides, bias, gate and accumulation, up to three projections of one input.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "device_case.h"
 
@@ -61,10 +63,25 @@ Operand inputs(Case& c, Pair& pair, Precision precision, std::initializer_list<D
     return c.filled(rows, cols, value, gap, shift);
 }
 
+// Where the device may round scales of low-bit weights to 127ths of their row's largest, scales for
+// which it has nothing to round: 6 to 127 times a power of two, some negative, a row of zeros.
+float scale_to_fold(int64_t row, int64_t group) {
+    if (row % 50 == 49) return 0;
+    const int64_t ratio =
+        group == 0 || group % 3 == row % 3 ? 127 : 6 + (row * 31 + group * 57) % 121;
+    const float unit = row % 2 ? 0x1p-10f : 0x1p-13f;
+    return static_cast<float>((row + group) % 5 == 4 ? -ratio : ratio) * unit;
+}
+
+Operand weights(Case& c, Precision precision, DType dtype, int64_t rows, int64_t cols) {
+    if (precision == Precision::kFast) return c.weight(dtype, rows, cols, scale_to_fold);
+    return c.weight(dtype, rows, cols);
+}
+
 void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
     Case c(pair, name_of(dtype, s, "plain"));
     const Operand x = inputs(c, pair, precision, {dtype}, s.rows, s.in),
-                  w = c.weight(dtype, s.out, s.in), y = c.room(s.rows, s.out);
+                  w = weights(c, precision, dtype, s.out, s.in), y = c.room(s.rows, s.out);
     c.run([&](Side side) {
         LinearArgs args;
         args.x = x[side];
@@ -80,7 +97,7 @@ void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
 void run_added(Pair& pair, Precision precision, DType dtype, const Shape& s) {
     Case c(pair, name_of(dtype, s, "strided, bias, accumulate, gate"));
     const Operand x = inputs(c, pair, precision, {dtype}, s.rows, s.in, 5, 3),
-                  w = c.weight(dtype, s.out, s.in), bias = c.random(1, s.out),
+                  w = weights(c, precision, dtype, s.out, s.in), bias = c.random(1, s.out),
                   gate = c.random(1, s.out, 0, 1), y = c.random(s.rows, s.out, 7, 1);
     c.run([&](Side side) {
         LinearArgs args;
@@ -103,15 +120,15 @@ void run_three(Pair& pair, Precision precision, const DType (&types)[3], const S
                              4),
                   y = c.random(s.rows, 3 * s.out + 40, 4, 0);
     const int64_t sizes[3] = {s.out, s.out + 16, s.out + 24};
-    Operand weights[3];
+    Operand parts[3];
     for (int i = 0; i < 3; ++i)
-        weights[i] = c.weight(types[i], sizes[i], s.in);
+        parts[i] = weights(c, precision, types[i], sizes[i], s.in);
     c.run([&](Side side) {
         LinearArgs args;
         args.x = x[side];
         int64_t at = 0;
         for (int i = 0; i < 3; ++i) {
-            args.projections[i].weight = weights[i][side];
+            args.projections[i].weight = parts[i][side];
             args.projections[i].out = y.cols(at, sizes[i])[side];
             args.projections[i].accumulate = i == 1;
             at += sizes[i];
@@ -191,7 +208,7 @@ TEST(device_linear_slices) {
         for (const DType dtype : {DType::kPTQ1_0, DType::kQ1_0, DType::kQ4_1, DType::kF16}) {
             Case c(pair, format("%s, slices", dtype_info(dtype).name));
             const Operand x = inputs(c, pair, Precision::kFast, {dtype}, 50, 256),
-                          w = c.weight(dtype, 336, 256), y = c.random(50, 336);
+                          w = weights(c, Precision::kFast, dtype, 336, 256), y = c.random(50, 336);
             c.run([&](Side side) {
                 LinearArgs args;
                 args.x = x[side];
@@ -205,6 +222,60 @@ TEST(device_linear_slices) {
                 return side.backend.linear(args);
             });
             c.expect_close(y, std::max(kExactTolerance, tolerance(pair, Precision::kFast, dtype)));
+        }
+    });
+}
+
+// Scales that do not fold: s becomes r m / 127 for a whole r and the row's largest m, at most m /
+// 254 off, and group g of the K / 128 brings (s_g - r_g m / 127) D_g to a result where it owes s_g
+// D_g. D_g are sums of as many products of the same kind, so the error stays below sqrt(K / 128) /
+// 254 of the largest result, up to which only a largest scale that stands alone could bring it.
+TEST(device_linear_folded) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const DType dtype : {DType::kPQ2_0, DType::kQ1_0, DType::kPTQ1_0})
+            for (const Shape& s : {Shape{40, 100, 640}, Shape{200, 300, 1152}}) {
+                Case c(pair, name_of(dtype, s, "scales that do not fold"));
+                const Operand x = inputs(c, pair, Precision::kFast, {dtype}, s.rows, s.in);
+                const auto scale = [](int64_t row, int64_t group) {
+                    return 0.01f + 0.001f * static_cast<float>((row * 37 + group * 101) % 191);
+                };
+                const Operand w = c.weight(dtype, s.out, s.in, scale), y = c.room(s.rows, s.out);
+                c.run([&](Side side) {
+                    LinearArgs args;
+                    args.x = x[side];
+                    args.projections[0].weight = w[side];
+                    args.projections[0].out = y[side];
+                    args.count = 1;
+                    return side.backend.linear(args);
+                });
+                c.expect_close(y, std::sqrt(static_cast<double>(s.in) / 128) / 254);
+            }
+    });
+}
+
+// A scale that is not finite spoils its row and no other.
+TEST(device_linear_scale_not_finite) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        for (const DType dtype : {DType::kPQ2_0, DType::kQ1_0}) {
+            Case c(pair, format("%s, a scale that is not finite", dtype_info(dtype).name));
+            const Operand x = c.random(20, 640), y = c.room(20, 48);
+            const Operand w = c.weight(dtype, 48, 640, [](int64_t row, int64_t group) {
+                if (group == 3 && row == 5) return std::numeric_limits<float>::infinity();
+                if (group == 4 && row == 30) return std::numeric_limits<float>::quiet_NaN();
+                return 0.125f;
+            });
+            c.run([&](Side side) {
+                LinearArgs args;
+                args.x = x[side];
+                args.projections[0].weight = w[side];
+                args.projections[0].out = y[side];
+                args.count = 1;
+                return side.backend.linear(args);
+            });
+            std::vector<float> found(20 * 48);
+            CHECK_OK(pair.device->read(y.on[1], found.data()));
+            for (size_t i = 0; i < found.size(); ++i)
+                CHECK(std::isfinite(found[i]) == (i % 48 != 5 && i % 48 != 30));
         }
     });
 }

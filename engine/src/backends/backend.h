@@ -116,6 +116,12 @@ class Backend {
 
     // -- ops --
     Status linear(const LinearArgs& args) { return checked(args, &Backend::do_linear); }
+    // Two that do not need each other's results: devices may run them together.
+    Status linear_pair(const LinearArgs& a, const LinearArgs& b) {
+        BONSAI_TRY(check(a, activations()));
+        BONSAI_TRY(check(b, activations()));
+        return do_linear_pair(a, b);
+    }
     Status rms_norm(const RmsNormArgs& args) { return checked(args, &Backend::do_rms_norm); }
     Status layer_norm(const LayerNormArgs& args) { return checked(args, &Backend::do_layer_norm); }
     Status head_norm_rope(const HeadNormRopeArgs& args) {
@@ -132,6 +138,10 @@ class Backend {
   protected:
     // An op that a backend does not override answers kUnsupported, naming op and backend.
     virtual Status do_linear(const LinearArgs& args);
+    virtual Status do_linear_pair(const LinearArgs& a, const LinearArgs& b) {
+        BONSAI_TRY(do_linear(a));
+        return do_linear(b);
+    }
     virtual Status do_rms_norm(const RmsNormArgs& args);
     virtual Status do_layer_norm(const LayerNormArgs& args);
     virtual Status do_head_norm_rope(const HeadNormRopeArgs& args);

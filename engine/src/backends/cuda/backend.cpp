@@ -239,12 +239,27 @@ Status CudaBackend::launch(Status (*launcher)(const Context&, const Args&), cons
     return launcher(context_, args);
 }
 
+Status CudaBackend::locate_weights(LinearArgs* args) {
+    const bool folded = linear_folds(context_, *args);
+    for (int i = 0; i < args->count; ++i)
+        BONSAI_TRY(weights_->locate(&args->projections[i].weight, folded));
+    return Status();
+}
+
 Status CudaBackend::do_linear(const LinearArgs& args) {
     const DeviceScope scope(memory_->device());
     LinearArgs there = args;
-    for (int i = 0; i < args.count; ++i)
-        BONSAI_TRY(weights_->locate(&there.projections[i].weight));
+    BONSAI_TRY(locate_weights(&there));
     return launch(cuda::linear, there);
+}
+
+Status CudaBackend::do_linear_pair(const LinearArgs& a, const LinearArgs& b) {
+    const DeviceScope scope(memory_->device());
+    LinearArgs there[2] = {a, b};
+    for (LinearArgs& args : there)
+        BONSAI_TRY(locate_weights(&args));
+    scratch_->reset();
+    return cuda::linear_pair(context_, there[0], there[1]);
 }
 
 Status CudaBackend::do_conv2d(const Conv2dArgs& args) {

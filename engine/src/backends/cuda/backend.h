@@ -40,6 +40,7 @@ class CudaBackend final : public Backend {
 
   protected:
     Status do_linear(const LinearArgs& args) override;
+    Status do_linear_pair(const LinearArgs& a, const LinearArgs& b) override;
     Status do_rms_norm(const RmsNormArgs& args) override;
     Status do_layer_norm(const LayerNormArgs& args) override;
     Status do_head_norm_rope(const HeadNormRopeArgs& args) override;
@@ -52,6 +53,7 @@ class CudaBackend final : public Backend {
     Status do_conv2d(const Conv2dArgs& args) override;
 
   private:
+    Status locate_weights(LinearArgs* args);
     CudaBackend() = default;
     template <typename Args>
     Status launch(Status (*launcher)(const Context&, const Args&), const Args& args);

@@ -64,6 +64,14 @@ __device__ __forceinline__ void box_copy(uint32_t to, const void* map, int x, in
                  "l"(map), "r"(x), "r"(y), "r"(barrier)
                  : "memory");
 }
+// The box of a three-dimensional one whose first element is (x, y, z).
+__device__ __forceinline__ void box_copy(uint32_t to, const void* map, int x, int y, int z,
+                                         uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+                 : "memory");
+}
 // Ordinary stores to shared memory become visible to wgmma and the copy engine.
 __device__ __forceinline__ void async_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

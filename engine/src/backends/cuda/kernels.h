@@ -12,6 +12,10 @@ namespace bonsai::cuda {
 Status check_code();
 
 Status linear(const Context& context, const LinearArgs& args);
+// Both, in one launch where that is possible.
+Status linear_pair(const Context& context, const LinearArgs& a, const LinearArgs& b);
+// Whether linear() takes low-bit weights of these args folded (weight_layout.h).
+bool linear_folds(const Context& context, const LinearArgs& args);
 
 // Activations as int8: x[m, k] ~ scale[k / group, m] * q[m, k].
 struct QuantizedRows {

@@ -37,9 +37,17 @@ unsigned same_type(const LinearArgs& args, int i) {
     return mask;
 }
 
+// Whether x becomes int8 for weights in blocks.
+bool may_quantize(const Context& context, const LinearArgs& args) {
+    return context.precision == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
+}
+
 Status project_quantized(const Context& context, const QuantizedRows& x, const LinearArgs& args,
                          unsigned mask, DType dtype) {
-    if (linear_hopper_serves(context, dtype)) return linear_hopper(context, x, args, mask);
+    if (linear_hopper_serves(context, dtype)) {
+        const HopperProduct product = {x, &args, mask};
+        return linear_hopper(context, &product, 1);
+    }
     return linear_int8(context, x, args, mask);
 }
 
@@ -73,10 +81,13 @@ Status linear_quantized(const Context& context, const QuantizedRows& x, const Li
     return {};
 }
 
+bool linear_folds(const Context& context, const LinearArgs& args) {
+    return linear_hopper_serves(context, DType::kPQ2_0) &&
+           (args.x.dtype == DType::kI8 || may_quantize(context, args));
+}
+
 Status linear(const Context& context, const LinearArgs& args) {
     if (args.x.dtype == DType::kI8) return linear_quantized(context, quantized_rows(args.x), args);
-    const bool may_quantize =
-        context.precision == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
     QuantizedRows quantized;
     HalfRows half;
     unsigned done = 0;
@@ -85,7 +96,7 @@ Status linear(const Context& context, const LinearArgs& args) {
         const DType dtype = args.projections[i].weight.dtype;
         const unsigned mask = same_type(args, i);
         done |= mask;
-        if (!may_quantize || !is_block_quantized(dtype)) {
+        if (!may_quantize(context, args) || !is_block_quantized(dtype)) {
             BONSAI_TRY(project_exact(context, args, mask, dtype));
             continue;
         }
@@ -102,6 +113,20 @@ Status linear(const Context& context, const LinearArgs& args) {
         BONSAI_TRY(project_quantized(context, quantized, args, mask, dtype));
     }
     return {};
+}
+
+Status linear_pair(const Context& context, const LinearArgs& a, const LinearArgs& b) {
+    const HopperProduct products[2] = {{quantized_rows(a.x), &a, same_type(a, 0)},
+                                       {quantized_rows(b.x), &b, same_type(b, 0)}};
+    const DType dtype = a.projections[0].weight.dtype;
+    const bool together =
+        a.x.dtype == DType::kI8 && b.x.dtype == DType::kI8 && a.x.cols == b.x.cols &&
+        products[0].x.group == products[1].x.group && dtype == b.projections[0].weight.dtype &&
+        products[0].mask == (1u << a.count) - 1 && products[1].mask == (1u << b.count) - 1;
+    if (together && linear_hopper_serves(context, dtype))
+        return linear_hopper(context, products, 2);
+    BONSAI_TRY(linear(context, a));
+    return linear(context, b);
 }
 
 } // namespace bonsai::cuda

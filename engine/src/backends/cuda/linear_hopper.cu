@@ -1,354 +1,337 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear_hopper: y[M,N] = x[M,K] W[N,K]^T with int8 x and low-bit W (groups of 128), wgmma (sm_90a)
-// Layout:   as linear_int8. The copy engine brings both to shared memory: x in rows of 128 bytes,
-//           swizzled, as the B operand; W packed, unpacked in registers, as the A operand.
-// Maths:    per group of 128: d = sum of codes in s32, begun at 0x4B400000, whose bits read as the
-//           float 12582912 + d (|d| < 2^21: 64 * 128 * 127 for codes that stand 64 times too
-//           large); part = (that - 12582912) * w_scale by one fused multiply-add, exact before its
-//           rounding as 12582912 * w_scale has 13 significant bits; y += x_scale * part, K
-//           ascending.
+// linear_hopper: y[M,N] = x[M,K] W[N,K]^T with int8 x and folded low-bit W, wgmma (sm_90a)
+// Layout:   x: int8, a scale a token and 128 or 512 inputs. W: folded (weight_layout.h). The copy
+//           engine brings both to shared memory: x in rows of 128 bytes, swizzled, as the B
+//           operand; W packed, unpacked in registers by a shift, a mask and `prmt`, as the A
+//           operand.
+// Maths:    W[n, k] = factor[n] * r[n, k / 128] * code[n, k], r * code in int8, where
+//           |r - s / factor| <= 1/2: the one rounding that this path adds to linear_int8.
+//           y[m, n] = factor[n] * sum over the scales of x, K ascending, of scale * float(d), d the
+//           sum of products in s32: |d| <= 512 * 127 * 127 < 2^23, so its float is exact.
 // Work:     a block stays on its multiprocessor and takes tiles of 128 features x kTokens tokens.
-//           Two warpgroups multiply 64 features each, and while one scales its sums the tensor
-//           cores work for the other; a third feeds stages of K = 128 to both.
-// Roofline: tensor cores: 2 M N K operations at 4096 products a cycle and multiprocessor. Beside
-//           them a sum costs 3 issue slots a group (start, two fused multiply-adds),
-//           75 % of the time that the products take; unpacking 28 for 64 weights of a lane.
-#include <cuda.h>
+//           Two consumers (warpgroups) multiply 64 features each. While one batch of products runs,
+//           the next is unpacked to other registers; the tensor cores have products queued but
+//           where a scale of x ends. The consumers start apart, so that one multiplies while the
+//           other converts its sums or stores, through shared memory, 32 or 64 bytes a token. One
+//           lane feeds stages of K = 128 to both: two copies a stage, and the scales with the last
+//           of their stages. Two products that differ in x, weights and results share a launch.
+// Roofline: tensor cores: 2 M N K operations at 4096 products a cycle and multiprocessor, 768
+// cycles
+//           a stage of 128 x 192. Beside them, of each warp: unpacking 56 instructions a stage; 96
+//           conversions at half rate, 96 fused multiply-adds and 24 loads for each scale of x.
+//           L2: 37 bytes a cycle and multiprocessor at that rate.
+#include <utility>
 
-#include <algorithm>
-
-#include "backends/cuda/linear.cuh"
+#include "backends/cuda/linear_hopper.cuh"
 #include "backends/cuda/tensor_map.h"
-#include "backends/cuda/wgmma_int8.cuh"
 
 namespace bonsai::cuda {
 namespace {
 
-constexpr int kTileRows = 128, kConsumers = 2, kThreads = 128 * (kConsumers + 1);
-constexpr int kTileSlabs = kTileRows / kSlabRows;
-constexpr int kSharedLimit = 227 * 1024;
-
-struct Work {
-    Parts parts;
-    const float* scale; // of x
-    int64_t scale_stride;
-    int scale_groups; // of 128 that share a row of scales
-    int64_t rows;     // tokens
-    int groups;       // K / 128
-    int token_tiles;
-    int tiles;
-};
-
-template <DType kType, int kTokens> struct Shape {
-    static constexpr int kCodeBytes = kTokens * kGroup, kScaleBytes = kTokens * 4;
-    static constexpr int kUnitBytes = kSlabUnitBytes<kType>;
-    static constexpr int kCopiedBytes = kCodeBytes + kScaleBytes + kTileSlabs * kUnitBytes;
-    static constexpr int kStageBytes = kCopiedBytes + 16; // and two barriers
-    static constexpr int kStages = std::min(8, (kSharedLimit - 1024) / kStageBytes);
-    static constexpr int kBytes = 1024 + kStages * kStageBytes;
-};
-
 #if defined(BONSAI_SM90A)
 
-// Addresses of a stage's pieces in shared memory, and where the ring stands.
-template <typename S> struct Ring {
-    uint32_t base;
-    int stage = 0;
-    uint32_t phase = 0;
-    __device__ explicit Ring(uint32_t start) : base(start) {}
-    __device__ __forceinline__ uint32_t codes() const { return base + stage * S::kCodeBytes; }
-    __device__ __forceinline__ uint32_t weights() const {
-        return base + S::kStages * S::kCodeBytes + stage * (kTileSlabs * S::kUnitBytes);
-    }
-    __device__ __forceinline__ uint32_t scales() const {
-        return base + S::kStages * (S::kCodeBytes + kTileSlabs * S::kUnitBytes) +
-               stage * S::kScaleBytes;
-    }
-    __device__ __forceinline__ uint32_t full(int s) const {
-        return base + S::kStages * S::kCopiedBytes + 16 * s;
-    }
-    __device__ __forceinline__ uint32_t full() const { return full(stage); }
-    __device__ __forceinline__ uint32_t empty() const { return full(stage) + 8; }
-    __device__ __forceinline__ void next() {
-        if (++stage == S::kStages) stage = 0, phase ^= 1;
-    }
-};
-
-// The slab that holds rows 16 i to 16 i + 15 of a tile of features.
-template <DType kType>
-__device__ __forceinline__ const uint8_t* slab_of(const Work& work, int row_tile, int i) {
-    const Part& part = part_of(work.parts, row_tile);
-    const int slab =
-        min((row_tile - part.first_tile) * kTileSlabs + i, (part.rows - 1) / kSlabRows);
-    return part.weight + static_cast<int64_t>(slab) * work.groups * kSlabUnitBytes<kType>;
-}
-
-// One warp.
-template <DType kType, int kTokens>
-__device__ __forceinline__ void produce(const Work& work, const CUtensorMap& map, uint32_t base) {
-    using S = Shape<kType, kTokens>;
-    Ring<S> ring(base);
-    const int lane = threadIdx.x & 31;
-    for (int tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
-        const int token = tile % work.token_tiles * kTokens;
-        const float* scale = work.scale + token;
-        const uint8_t* unit = slab_of<kType>(work, tile / work.token_tiles, lane % kTileSlabs);
-        for (int g = 0; g < work.groups; ++g, ring.next()) {
-            if (lane == 0) {
-                barrier_wait(ring.empty(), ring.phase ^ 1);
-                barrier_expect(ring.full(), S::kCopiedBytes);
-                box_copy(ring.codes(), &map, g * kGroup, token, ring.full());
-                bulk_copy(ring.scales(), scale, S::kScaleBytes, ring.full());
-            }
-            __syncwarp();
-            if (lane < kTileSlabs)
-                bulk_copy(ring.weights() + lane * S::kUnitBytes, unit, S::kUnitBytes, ring.full());
-            unit += S::kUnitBytes;
-            if ((g + 1) % work.scale_groups == 0) scale += work.scale_stride;
-        }
-    }
-}
-
-// What a thread of a consumer holds of its two rows.
-template <DType kType, int kTokens> class Consumer {
+// A warpgroup that multiplies. Products of a stage are numbered j: step j / kBlocks of 32 inputs,
+// block j % kBlocks of 64 features.
+template <typename T> class Consumer {
   public:
-    using S = Shape<kType, kTokens>;
-    static constexpr int kSteps = kGroup / 32;
-    static constexpr int kSums = kTokens / 2; // of a thread
+    static constexpr int kProducts = kGroup / 32 * T::kBlocks;
+    static constexpr int kBatch = T::kBatch;  // products queued at a time
+    static constexpr int kSlots = 2 * kBatch; // products unpacked
+    // Stages use different slots by turns.
+    static constexpr bool kAlternate = kProducts % kSlots != 0;
+    static constexpr int kSums = T::kTokens / 2; // of a thread and block
 
-    __device__ Consumer(const Work& work, uint32_t base, int group)
+    __device__ Consumer(const HopperWork& work, uint32_t base, int group)
         : work_(work), ring_(base), group_(group), lane_(threadIdx.x & 31),
-          slab_(4 * group + (threadIdx.x >> 5 & 3)) {}
+          slab_(4 * T::kBlocks * group + (threadIdx.x >> 5 & 3)) {}
 
     __device__ __forceinline__ void run() {
-        if (group_ == 1) group_arrive(kTurn, 128 * kConsumers); // the other one begins
         int tile = blockIdx.x;
         left_ = (work_.tiles - tile + gridDim.x - 1) / gridDim.x * work_.groups;
-        fetch();
-        unpack(operands_[0], scales_[0]);
+        lead_ = max(left_ - kLead, 0);
+        if (group_ > 0) group_sync(kStart + group_, 256);
+        barrier_wait(ring_.full(), ring_.phase);
+        unpack<0, 0>();
         for (; tile < work_.tiles; tile += gridDim.x) {
 #pragma unroll
-            for (int i = 0; i < kSums; ++i)
-                sum_[i] = 0;
-            if constexpr (kAhead) {
-                for (int g = 0; g < work_.groups; g += 2) {
-                    multiply_group<0>();
-                    if (g + 1 < work_.groups) multiply_group<1>();
-                }
-                if ((work_.groups & 1) != 0) { // every tile begins with the first of the two
+            for (int b = 0; b < T::kBlocks; ++b)
 #pragma unroll
-                    for (int i = 0; i < 4 * kSteps; ++i)
-                        operands_[0][i] = operands_[kAhead][i];
-                    scales_[0] = scales_[kAhead];
+                for (int i = 0; i < kSums; ++i)
+                    sum_[b][i] = 0;
+            for (int g = 0; g < work_.groups; g += work_.scale_groups) {
+                const int stages = min(work_.scale_groups, work_.groups - g);
+                multiply<true, 0>();
+                int i = 1;
+                for (; i + 1 < stages; i += 2) {
+                    multiply<false, 1>();
+                    multiply<false, 0>();
                 }
-            } else {
-                for (int g = 0; g < work_.groups; ++g)
-                    multiply_group<0>();
+                if (i < stages) multiply<false, 1>();
+                promote();
+                if (kAlternate && i == stages) { // every scale's first stage finds its own there
+#pragma unroll
+                    for (int j = 0; j < kBatch; ++j)
+#pragma unroll
+                        for (int w = 0; w < 4; ++w)
+                            operands_[j][w] = operands_[(kBatch + j) % kSlots][w];
+                }
             }
             store(tile);
         }
-        if (group_ == 0) group_sync(kTurn, 128 * kConsumers); // no turn is left over
     }
 
   private:
-    // The warpgroups take turns in giving the tensor cores a group's products, so that they never
-    // scale their sums at the same time. kTurn + i is the barrier of warpgroup i.
-    static constexpr int kTurn = 1;
+    // Each consumer starts when the one before it has queued kLead stages. Barriers from kStart on.
+    static constexpr int kStart = 1, kLead = T::kStages >= 8 ? 4 : 2;
 
-    // Operands of the next group are unpacked while this one's are multiplied, where registers
-    // allow.
-    static constexpr bool kAhead = kTokens <= 144;
-
-    // The packed weights of the ring's stage, once they are there.
-    __device__ __forceinline__ void fetch() {
-        barrier_wait(ring_.full(), ring_.phase);
-        load_shared_unit<kType>(ring_.weights() + slab_ * S::kUnitBytes, lane_, unit_);
-    }
-    __device__ __forceinline__ void unpack(uint32_t (&operands)[4 * kSteps],
-                                           uint32_t& scales) const {
+    // Products kBegin to kBegin + kBatch - 1 of the ring's stage.
+    template <int kBegin, int kTurn> __device__ __forceinline__ void unpack() {
+        const uint32_t units = ring_.weights() + slab_ * T::kUnitBytes;
+        uint32_t words[kBatch];
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                operands[4 * s + i] = operand_word<kType>(unit_.codes, s, i);
-        scales = unit_.scales;
-    }
-
-    // One group with operands kNow; gets those of the next, of the next tile at this one's end.
-    template <int kNow> __device__ __forceinline__ void multiply_group() {
-        int d[kSums];
-#pragma unroll
-        for (int i = 0; i < kSums; ++i)
-            d[i] = 0x4B400000;
-        pin(d);
-        group_sync(kTurn + group_, 128 * kConsumers);
-        wgmma_fence();
-        const uint64_t codes = operand(ring_.codes());
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s)
-            wgmma(d, operands_[kNow] + 4 * s, codes + 2 * s, 1);
-        wgmma_commit();
-        group_arrive(kTurn + (group_ ^ 1), 128 * kConsumers);
-        const Ring<S> now = ring_;
-        ring_.next();
-        if (--left_ != 0) fetch();
-        if constexpr (kAhead) {
-            unpack(operands_[kNow ^ kAhead], scales_[kNow ^ kAhead]);
-            pin(operands_[kNow ^ kAhead]);
+        for (int i = 0; i < kBatch; ++i) {
+            const int s = (kBegin + i) / T::kBlocks, b = (kBegin + i) % T::kBlocks;
+            const uint32_t unit = units + 4 * b * T::kUnitBytes;
+            asm volatile("ld.shared.u32 %0, [%1];"
+                         : "=r"(words[i])
+                         : "r"(unit + 128 * folded_word<T::kType>(s) + 4 * lane_));
+            if (s > 0) continue;
+            uint32_t pairs;
+            asm volatile("ld.shared.u32 %0, [%1];"
+                         : "=r"(pairs)
+                         : "r"(unit + kSlabCodeBytes<T::kType> + (lane_ >> 2) * 4));
+            table_[b][0] = folded_table<T::kType>(pairs, false);
+            table_[b][1] = folded_table<T::kType>(pairs, true);
         }
-        wgmma_wait<0>();
-        pin(d);
-        promote(now.scales(), d, scales_[kNow]);
-        __syncwarp();
-        if (lane_ == 0) barrier_arrive(now.empty());
-        if constexpr (!kAhead) unpack(operands_[0], scales_[0]);
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+            const int s = (kBegin + i) / T::kBlocks, b = (kBegin + i) % T::kBlocks;
+            uint32_t (&slot)[4] = operands_[(kTurn * kProducts + kBegin + i) % kSlots];
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+                folded_operands<T::kType>(words[i], s, h, table_[b][0], table_[b][1], slot + 2 * h);
+            pin(slot);
+        }
     }
 
-    __device__ __forceinline__ void promote(uint32_t from, const int (&d)[kSums], uint32_t scales) {
-        float2 w = scale_pair(scales);
-        w.x *= 1.0f / SlabType<kType>::kFactor;
-        w.y *= 1.0f / SlabType<kType>::kFactor;
-        const float2 start = make_float2(-12582912.0f * w.x, -12582912.0f * w.y);
-        from += 8 * (lane_ & 3);
+    // Queues a batch; then unpacks the next, at a stage's end that of the next stage, of the next
+    // tile at this one's end.
+    template <bool kFirst, int kTurn, int kBegin>
+    __device__ __forceinline__ void queue(uint64_t codes) {
+        constexpr int kNext = (kBegin + kBatch) % kProducts;
+        wgmma_fence();
 #pragma unroll
-        for (int j = 0; j < kTokens / 8; ++j) {
+        for (int j = kBegin; j < kBegin + kBatch; ++j) {
+            const int s = j / T::kBlocks;
+            wgmma(sum32_[j % T::kBlocks], operands_[(kTurn * kProducts + j) % kSlots],
+                  codes + 2 * s, !kFirst || s > 0);
+        }
+        wgmma_commit();
+        if (kNext == 0) {
+            ring_.next();
+            if (--left_ == lead_ && group_ + 1 < T::kConsumers)
+                group_arrive(kStart + group_ + 1, 256);
+            if (left_ != 0) barrier_wait(ring_.full(), ring_.phase);
+        }
+        wgmma_wait<1>();
+        if (!kFirst && kBegin == 0) release(); // the stage before is done with
+        unpack<kNext, kNext == 0 ? 1 - kTurn : kTurn>();
+    }
+
+    template <bool kFirst, int kTurn> __device__ __forceinline__ void multiply() {
+        now_ = ring_;
+        const uint64_t codes = operand(ring_.codes());
+        queue<kFirst, kTurn, 0>(codes);
+        if constexpr (kBatch < kProducts) queue<kFirst, kTurn, kBatch>(codes);
+        if constexpr (2 * kBatch < kProducts) queue<kFirst, kTurn, 2 * kBatch>(codes);
+        if constexpr (3 * kBatch < kProducts) queue<kFirst, kTurn, 3 * kBatch>(codes);
+        empty_ = now_.empty();
+    }
+
+    __device__ __forceinline__ void release() {
+        __syncwarp();
+        if (lane_ == 0) barrier_arrive(empty_);
+    }
+
+    // Sums of a scale of x, which came with its last stage.
+    __device__ __forceinline__ void promote() {
+        wgmma_wait<0>();
+#pragma unroll
+        for (int b = 0; b < T::kBlocks; ++b)
+            pin(sum32_[b]);
+        const uint32_t from = now_.scales() + 8 * (lane_ & 3);
+#pragma unroll
+        for (int j = 0; j < T::kTokens / 8; ++j) {
             float2 x;
             asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
                          : "=f"(x.x), "=f"(x.y)
                          : "r"(from + 32 * j));
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float part = fmaf(__int_as_float(d[4 * j + i]), i < 2 ? w.x : w.y,
-                                        i < 2 ? start.x : start.y);
-                sum_[4 * j + i] = fmaf(i & 1 ? x.y : x.x, part, sum_[4 * j + i]);
-            }
+            for (int b = 0; b < T::kBlocks; ++b)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    sum_[b][4 * j + i] =
+                        fmaf(i & 1 ? x.y : x.x, __int2float_rn(sum32_[b][4 * j + i]),
+                             sum_[b][4 * j + i]);
         }
+        release();
     }
 
     __device__ __forceinline__ void store(int tile) const {
-        const int row_tile = tile / work_.token_tiles;
-        const Part& part = part_of(work_.parts, row_tile);
-        const int first = (row_tile - part.first_tile) * kTileRows;
-        const int64_t token = tile % work_.token_tiles * kTokens + 2 * (lane_ & 3);
+        const TilePlace place = place_of(work_, tile);
+        const HopperSide& side = work_.sides[place.side];
+        const Part& part = part_of(side.parts, place.row_tile);
+        const int64_t token = place.token_tile * T::kTokens;
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int n = first + slab_ * kSlabRows + 8 * h + (lane_ >> 2);
-            store_feature<kTokens / 4>(
-                part, n, work_.rows, token, [](int i) { return 8 * (i >> 1) + (i & 1); },
-                [&](int i) { return sum_[4 * (i >> 1) + 2 * h + (i & 1)]; });
+        for (int b = 0; b < T::kBlocks; ++b) {
+            const int slab = slab_ + 4 * b;
+            const int n = (place.row_tile - part.first_tile) * T::kRows + slab * kSlabRows;
+            if (n >= part.rows) continue;
+            const auto* factors = reinterpret_cast<const float*>(
+                part.weight + (n / kSlabRows + 1) * slab_bytes<T>(work_) - 4 * kSlabRows);
+            const uint32_t room = ring_.room(threadIdx.x >> 5);
+            const auto store_as = [&](auto how) {
+                store_slab<decltype(how)::value, T::kTokens>(part, n, side.rows, token, room,
+                                                             factors, sum_[b]);
+            };
+            if (!stores_by_quads(part, n))
+                store_as(std::integral_constant<Store, Store::kSingles>());
+            else if (part.accumulate)
+                store_as(std::integral_constant<Store, Store::kAddedQuads>());
+            else
+                store_as(std::integral_constant<Store, Store::kQuads>());
         }
     }
 
-    const Work& work_;
-    Ring<S> ring_;
-    int group_, lane_, slab_; // slab: of the tile's eight
-    int left_;                // groups of all the block's tiles that are not begun
-    LaneUnit<kType> unit_ = {};
-    uint32_t operands_[1 + kAhead][4 * kSteps];
-    uint32_t scales_[1 + kAhead];
-    float sum_[kSums];
+    const HopperWork& work_;
+    HopperRing<T> ring_, now_ = ring_;
+    int group_, lane_, slab_; // slab: the first of the warp's in the tile
+    int left_, lead_;         // stages of all the block's tiles that are not begun
+    uint32_t empty_ = 0;      // barrier of the stage before
+    uint32_t table_[T::kBlocks][2];
+    uint32_t operands_[kSlots][4];
+    int sum32_[T::kBlocks][kSums];
+    float sum_[T::kBlocks][kSums];
 };
 
 #endif
 
-template <DType kType, int kTokens>
-__global__ void __launch_bounds__(kThreads, 1)
-    hopper_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Work work) {
+template <typename T>
+__global__ void __launch_bounds__(T::kThreads, 1)
+    hopper_kernel(const __grid_constant__ HopperMaps maps,
+                  const __grid_constant__ HopperWork work) {
 #if defined(BONSAI_SM90A)
-    using S = Shape<kType, kTokens>;
     extern __shared__ uint8_t shared[];
     const uint32_t base = (shared_address(shared) + 1023) / 1024 * 1024;
-    const Ring<S> ring(base);
+    const HopperRing<T> ring(base);
     if (threadIdx.x == 0) {
-        for (int s = 0; s < S::kStages; ++s) {
+        for (int s = 0; s < T::kStages; ++s) {
             barrier_init(ring.full(s), 1);
-            barrier_init(ring.full(s) + 8, 4 * kConsumers);
+            barrier_init(ring.full(s) + 8, 4 * T::kConsumers);
         }
         barrier_init_fence();
     }
     __syncthreads();
     const int group = static_cast<int>(threadIdx.x) / 128;
-    if (group == kConsumers) {
+    if (group == T::kConsumers) {
         registers_shrink<24>();
-        if (threadIdx.x < 128 * kConsumers + 32) produce<kType, kTokens>(work, map, base);
+        if (threadIdx.x == 128 * T::kConsumers) produce<T>(work, maps, base);
     } else {
-        registers_grow<240>();
-        Consumer<kType, kTokens> consumer(work, base, group);
+        registers_grow<T::kRegisters>();
+        Consumer<T> consumer(work, base, group);
         consumer.run();
     }
 #endif
 }
 
-template <DType kType, int kTokens>
-Status launch(const Context& context, const QuantizedRows& x, const Parts& parts) {
-    using S = Shape<kType, kTokens>;
-    CUtensorMap map;
-    BONSAI_TRY(make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, x.q, x.rows, x.cols, x.stride,
-                               kTokens, &map));
-    Work work;
-    work.parts = parts;
-    work.scale = x.scale;
-    work.scale_stride = x.scale_stride;
-    work.scale_groups = x.group / kGroup;
-    work.rows = x.rows;
-    work.groups = static_cast<int>(x.cols / kGroup);
-    work.token_tiles = static_cast<int>((x.rows + kTokens - 1) / kTokens);
-    work.tiles = parts.tiles * work.token_tiles;
-    auto* kernel = hopper_kernel<kType, kTokens>;
+template <typename T>
+Status launch(const Context& context, const HopperProduct* products, int count) {
+    HopperMaps maps;
+    HopperWork work;
+    work.tiles = 0;
+    for (int i = 0; i < 2; ++i) {
+        HopperSide& side = work.sides[i];
+        side.first_tile = work.tiles;
+        if (i >= count) continue;
+        const QuantizedRows& x = products[i].x;
+        BONSAI_TRY(make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, x.q, x.rows, x.cols, x.stride,
+                                   T::kTokens, &maps.codes[i]));
+        side.parts = make_parts(*products[i].args, products[i].mask, T::kRows);
+        side.scale = x.scale;
+        side.scale_stride = x.scale_stride;
+        side.rows = x.rows;
+        side.token_tiles = static_cast<int>((x.rows + T::kTokens - 1) / T::kTokens);
+        work.tiles += side.parts.tiles * side.token_tiles;
+        const int64_t units = x.cols / kGroup;
+        for (int p = 0; p < side.parts.count; ++p) {
+            const Part& part = side.parts.part[p];
+            BONSAI_TRY(make_weight_map(
+                part.weight, T::kUnitBytes, units, units * T::kUnitBytes + 4 * kSlabRows,
+                (part.rows + kSlabRows - 1) / kSlabRows, T::kSlabs, &maps.weights[i][p]));
+        }
+    }
+    work.groups = static_cast<int>(products[0].x.cols / kGroup);
+    work.scale_groups = products[0].x.group / kGroup;
+    auto* kernel = hopper_kernel<T>;
     BONSAI_TRY(
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes),
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kBytes),
               "linear: shared memory"));
     const auto grid = static_cast<unsigned>(std::min(work.tiles, context.multiprocessors));
-    kernel<<<grid, kThreads, S::kBytes, context.stream>>>(map, work);
+    kernel<<<grid, T::kThreads, T::kBytes, context.stream>>>(maps, work);
     return check_launch("linear_hopper");
 }
 
-// The tile width that leaves the fewest multiprocessors idle: rounds of tiles times their width.
-int best_width(const Context& context, int64_t rows, int row_tiles) {
+// The tile that leaves the fewest multiprocessors idle: rounds of tiles times what one costs.
+int best_tile(const Context& context, const HopperProduct* products, int count) {
     int best = 0;
     int64_t least = 0;
-    for (const int width : kHopperWidths) {
-        const int64_t tiles = (rows + width - 1) / width * row_tiles;
+    for (int i = 0; i < kHopperTileCount; ++i) {
+        const HopperTileSize& size = kHopperTiles[i];
+        int64_t tiles = 0;
+        for (int p = 0; p < count; ++p)
+            tiles += (products[p].x.rows + size.tokens - 1) / size.tokens *
+                     make_parts(*products[p].args, products[p].mask, size.features).tiles;
         const int64_t rounds = (tiles + context.multiprocessors - 1) / context.multiprocessors;
-        // A tile's end costs about as much as 32 tokens more.
-        const int64_t cost = rounds * (width + 32);
-        if (best == 0 || cost < least) best = width, least = cost;
+        // What a tile takes beside the products, in tokens: measured.
+        const int64_t cost = rounds * (size.tokens + 120) * size.features;
+        if (i == 0 || cost < least) best = i, least = cost;
     }
     return best;
 }
 
-template <DType kType>
-Status launch_width(const Context& context, const QuantizedRows& x, const Parts& parts,
-                    int tokens) {
-    switch (tokens) {
-    case 128:
-        return launch<kType, 128>(context, x, parts);
-    case 144:
-        return launch<kType, 144>(context, x, parts);
-    case 160:
-        return launch<kType, 160>(context, x, parts);
-    default:
-        return launch<kType, 192>(context, x, parts);
-    }
+template <DType kType, int kIndex>
+using TileOf = HopperTile<kType, kHopperTiles[kIndex].consumers,
+                          kHopperTiles[kIndex].features / (64 * kHopperTiles[kIndex].consumers),
+                          kHopperTiles[kIndex].tokens, kHopperTiles[kIndex].batch>;
+
+template <DType kType, int... kIndex>
+Status launch_tile(const Context& context, const HopperProduct* products, int count, int tile,
+                   std::integer_sequence<int, kIndex...>) {
+    Status status;
+    ((tile == kIndex ? void(status = launch<TileOf<kType, kIndex>>(context, products, count))
+                     : void()),
+     ...);
+    return status;
 }
 
 } // namespace
 
 bool linear_hopper_serves(const Context& context, DType dtype) {
 #if defined(BONSAI_CUDA_HOPPER)
-    return context.capability == 90 && (dtype == DType::kPQ2_0 || dtype == DType::kQ1_0);
+    return context.capability == 90 && is_low_bit(dtype);
 #else
     (void)context, (void)dtype;
     return false;
 #endif
 }
 
-Status linear_hopper(const Context& context, const QuantizedRows& x, const LinearArgs& args,
-                     unsigned mask, int tokens) {
-    const Parts parts = make_parts(args, mask, kTileRows);
-    if (tokens == 0) tokens = best_width(context, x.rows, parts.tiles);
-    if (parts.dtype == DType::kPQ2_0) return launch_width<DType::kPQ2_0>(context, x, parts, tokens);
-    return launch_width<DType::kQ1_0>(context, x, parts, tokens);
+Status linear_hopper(const Context& context, const HopperProduct* products, int count, int tile) {
+    if (tile < 0) tile = best_tile(context, products, count);
+    const DType dtype = make_parts(*products[0].args, products[0].mask, 1).dtype;
+    const auto tiles = std::make_integer_sequence<int, kHopperTileCount>();
+    if (dtype == DType::kPQ2_0)
+        return launch_tile<DType::kPQ2_0>(context, products, count, tile, tiles);
+    return launch_tile<DType::kQ1_0>(context, products, count, tile, tiles);
 }
 
 } // namespace bonsai::cuda

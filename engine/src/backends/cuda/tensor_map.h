@@ -14,4 +14,9 @@ namespace bonsai::cuda {
 Status make_tensor_map(CUtensorMapDataType type, const void* data, int64_t rows, int64_t cols,
                        int64_t row_bytes, int box_rows, CUtensorMap* map);
 
+// Boxes of one unit of `box_slabs` slabs of a weight (weight_layout.h), which has `slabs` slabs of
+// `units` units; slab_bytes from one slab to the next.
+Status make_weight_map(const void* data, int64_t unit_bytes, int64_t units, int64_t slab_bytes,
+                       int64_t slabs, int box_slabs, CUtensorMap* map);
+
 } // namespace bonsai::cuda

@@ -55,6 +55,7 @@ struct Repack {
     DType dtype;          // of the file
     int block_bytes;
     int lane_words, unit_words, bits; // bits of a stored code
+    int64_t slab_words;
 };
 
 // Word `at` of a lane's share: see weight_layout.h for the order.
@@ -76,6 +77,17 @@ __device__ uint32_t code_word(const Repack& p, const uint8_t* const blocks[2], i
 
 __device__ uint32_t f16_bits(const uint8_t* p) {
     return p[0] | static_cast<uint32_t>(p[1]) << 8;
+}
+
+__device__ float block_scale(const Repack& p, const uint8_t* block) {
+    const uint32_t bits = f16_bits(block + (p.dtype == DType::kPTQ1_0 ? 26 : 0));
+    return f16_value(static_cast<uint16_t>(bits));
+}
+
+// Where a row's factor stands in the folded layout.
+__device__ float& factor_of(const Repack& p, int64_t row) {
+    uint32_t* slab = p.out + row / kSlabRows * p.slab_words;
+    return reinterpret_cast<float*>(slab)[p.blocks * p.unit_words + row % kSlabRows];
 }
 
 __global__ void repack_kernel(const Repack p, int64_t words) {
@@ -114,20 +126,85 @@ int stored_bits(DType dtype) {
     }
 }
 
+// A warp a row: its factor.
+__global__ void fold_factors_kernel(const Repack p) {
+    const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) >> 5;
+    const int lane = threadIdx.x & 31;
+    if (row >= (p.rows + kSlabRows - 1) / kSlabRows * kSlabRows) return;
+    float largest = 0, sum = 0; // fmaxf drops a NaN, and a sum keeps it
+    for (int64_t b = lane; row < p.rows && b < p.blocks; b += 32) {
+        const float scale = fabsf(block_scale(p, p.raw + (row * p.blocks + b) * p.block_bytes));
+        largest = fmaxf(largest, scale);
+        sum += scale - scale; // NaN for an infinity too
+    }
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) {
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, d));
+        sum += __shfl_xor_sync(~0u, sum, d);
+    }
+    if (lane == 0) factor_of(p, row) = sum == 0 ? largest / 127 : __int_as_float(0x7FC00000);
+}
+
+// The pair of bytes -r, r of a row's block.
+__device__ uint32_t fold_ratio(const Repack& p, const uint8_t* block, int64_t row) {
+    const float factor = block == nullptr ? 0.0f : factor_of(p, row);
+    if (!(factor > 0)) return 0;
+    const int r = __float2int_rn(block_scale(p, block) / factor);
+    return (-r & 255) | (r & 255) << 8;
+}
+
+// A thread a word of a unit.
+__global__ void fold_kernel(const Repack p, int64_t words) {
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (index >= words) return;
+    const int64_t unit = index / p.unit_words, slab = unit / p.blocks, block = unit % p.blocks;
+    const int at = static_cast<int>(index % p.unit_words), codes = 32 * p.lane_words;
+    const int lane = at < codes ? at & 31 : 4 * (at - codes);
+    const int64_t row = slab * kSlabRows + (lane >> 2);
+    const uint8_t* blocks[2];
+    for (int h = 0; h < 2; ++h)
+        blocks[h] = row + 8 * h < p.rows
+                        ? p.raw + ((row + 8 * h) * p.blocks + block) * p.block_bytes
+                        : nullptr;
+    uint32_t word = 0;
+    if (at >= codes) {
+        word = fold_ratio(p, blocks[0], row) | fold_ratio(p, blocks[1], row + 8) << 16;
+    } else {
+        const int steps = 4 / p.lane_words;
+        for (int o = 0; o < 4 * steps; ++o) { // operand words that share this one
+            const int s = at / 32 * steps + (o >> 2), i = o & 3;
+            if (blocks[i & 1] == nullptr) continue;
+            for (int b = 0; b < 4; ++b) {
+                const int k = 32 * s + 16 * (i >> 1) + 4 * (lane & 3) + b;
+                const uint32_t stored = stored_code(p.dtype, blocks[i & 1], k);
+                const uint32_t code = p.bits == 1 ? stored ^ 1u : (stored + 1u) & 3u;
+                word |= code << (4 * b + 16 * (i & 1) + p.bits * (2 * (o >> 2) + (i >> 1)));
+            }
+        }
+    }
+    p.out[slab * p.slab_words + block * p.unit_words + at] = word;
+}
+
+unsigned blocks_for(int64_t threads, int block) {
+    return static_cast<unsigned>((threads + block - 1) / block);
+}
+
 } // namespace
 
-DeviceWeight device_weight(const Tensor& weight) {
+DeviceWeight device_weight(const Tensor& weight, bool folded) {
     DeviceWeight out;
     out.repack = is_block_quantized(weight.dtype);
+    out.folded = folded && is_low_bit(weight.dtype);
     out.dtype = weight.dtype == DType::kPTQ1_0 ? DType::kPQ2_0 : weight.dtype;
     const int64_t unit = out.repack ? kSlabRows : 1;
     const int64_t rows = (weight.rows + unit - 1) / unit * unit;
-    out.bytes = static_cast<size_t>(rows) * row_bytes(out.dtype, weight.cols);
+    out.row_bytes = row_bytes(out.dtype, weight.cols) + (out.folded ? sizeof(float) : 0);
+    out.bytes = static_cast<size_t>(rows) * out.row_bytes;
     return out;
 }
 
-Status repack_weight(cudaStream_t stream, const Tensor& raw, void* out) {
-    const DeviceWeight target = device_weight(raw);
+Status repack_weight(cudaStream_t stream, const Tensor& raw, void* out, bool folded) {
+    const DeviceWeight target = device_weight(raw, folded);
     const DTypeInfo &from = dtype_info(raw.dtype), &to = dtype_info(target.dtype);
     Repack p;
     p.raw = static_cast<const uint8_t*>(raw.data);
@@ -139,11 +216,20 @@ Status repack_weight(cudaStream_t stream, const Tensor& raw, void* out) {
     p.bits = stored_bits(raw.dtype);
     p.lane_words = static_cast<int>(to.block) * p.bits * kSlabRows / 1024;
     p.unit_words = static_cast<int>(to.bytes) * kSlabRows / 4;
-    const auto words = static_cast<int64_t>(target.bytes / 4);
+    p.slab_words = static_cast<int64_t>(target.row_bytes * kSlabRows / 4);
     constexpr int kThreads = 256;
-    const auto blocks = static_cast<unsigned>((words + kThreads - 1) / kThreads);
-    if (blocks == 0) return {};
-    repack_kernel<<<blocks, kThreads, 0, stream>>>(p, words);
+    const int64_t slabs = (raw.rows + kSlabRows - 1) / kSlabRows;
+    const int64_t words = slabs * p.blocks * p.unit_words;
+    if (words == 0) return {};
+    const unsigned blocks = blocks_for(words, kThreads);
+    if (target.folded) {
+        fold_factors_kernel<<<blocks_for(slabs * kSlabRows * 32, kThreads), kThreads, 0, stream>>>(
+            p);
+        BONSAI_TRY(check_launch("repack_weight: factors"));
+        fold_kernel<<<blocks, kThreads, 0, stream>>>(p, words);
+    } else {
+        repack_kernel<<<blocks, kThreads, 0, stream>>>(p, words);
+    }
     return check_launch("repack_weight");
 }
 

@@ -51,6 +51,25 @@ __device__ __forceinline__ uint32_t operand_word(const uint32_t* w, int s, int i
     return 0;
 }
 
+// The folded layout of low-bit types. Word of the unit that holds K step s, of a lane's words.
+template <DType kType> constexpr int folded_word(int s) {
+    return kType == DType::kPQ2_0 ? s : s >> 1;
+}
+// The table of bytes of a row from the unit's word of pairs -r, r; high: of row r + 8.
+template <DType kType> __device__ __forceinline__ uint32_t folded_table(uint32_t pairs, bool high) {
+    if constexpr (kType == DType::kPQ2_0) return __byte_perm(pairs, 0, high ? 0x3342 : 0x1140);
+    return high ? pairs >> 16 : pairs;
+}
+// Operand words 2 h and 2 h + 1 (rows r and r + 8) of K step s from that word.
+template <DType kType>
+__device__ __forceinline__ void folded_operands(uint32_t word, int s, int h, uint32_t low_table,
+                                                uint32_t high_table, uint32_t* out) {
+    const uint32_t select = kType == DType::kPQ2_0 ? (word >> 2 * h) & 0x33333333u
+                                                   : (word >> (2 * (s & 1) + h)) & 0x11111111u;
+    out[0] = __byte_perm(low_table, 0, select);
+    out[1] = __byte_perm(high_table, 0, select >> 16);
+}
+
 // A lane's words of a unit: codes, then the pair of scales of its two rows (and of offsets).
 template <DType kType> struct LaneUnit {
     uint32_t codes[SlabType<kType>::kLaneWords];

@@ -20,6 +20,15 @@
 //                 would cost the main loop three times the instructions
 //   Q1_0          the 8 words of two steps share one word: bits 7 down to 0; 1 is -d
 // so that a shift and a mask leave signed bytes: 16 times the weight (Q4_0), 64 times (low-bit).
+//
+// Folded, for linear_hopper: low-bit types whose scales become ratios of the row's largest, r =
+// round(127 s / s_max), |r| <= 127, and one f32 a row, its factor s_max / 127. A unit has the same
+// bytes. Its codes are words 0 of all lanes, then words 1, ...: 4 b + 16 (i & 1) is the lowest bit
+// of byte b of operand word i, plus 2 (i >> 1) for PQ2_0 (a word a step), plus 2 (s & 1) + (i >> 1)
+// for Q1_0 (a word for two steps); the code is 0, 1, 2 for -r, 0, r, or 0, 1 for -r, r. In place of
+// a scale stand the bytes -r, r: of row r, then of row r + 8. Behind a slab's units come the 16
+// factors of its rows. So a shift and a mask leave selectors of a table of bytes (`prmt`). A row
+// with a scale that is not finite has the factor NaN; one without scales but 0 has 0.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -35,11 +44,15 @@ constexpr int kSlabRows = 16;
 struct DeviceWeight {
     DType dtype = DType::kF32;
     size_t bytes = 0;
-    bool repack = false; // false: the file's bytes serve as they are
+    size_t row_bytes = 0; // bytes / rows; slices begin at multiples of kSlabRows
+    bool repack = false;  // false: the file's bytes serve as they are
+    bool folded = false;
 };
-DeviceWeight device_weight(const Tensor& weight); // looks at dtype, rows and cols
+// Looks at dtype, rows and cols. folded: low-bit types only; others ignore it.
+DeviceWeight device_weight(const Tensor& weight, bool folded = false);
 
-// raw: the file's bytes, contiguous, in device memory; out: device_weight(raw).bytes. Queued.
-Status repack_weight(cudaStream_t stream, const Tensor& raw, void* out);
+// raw: the file's bytes, contiguous, in device memory; out: device_weight(raw, folded).bytes.
+// Queued.
+Status repack_weight(cudaStream_t stream, const Tensor& raw, void* out, bool folded = false);
 
 } // namespace bonsai::cuda

@@ -24,8 +24,9 @@ class Weights {
     void remove(const void* host);
     bool known(const void* address) const { return find(address) != entries_.end(); }
     // Turns a weight, or rows of one, into what the device has of it: another address and layout
-    // (weight_layout.h). Other tensors stay. The memory's stream waits for the upload.
-    Status locate(Tensor* weight);
+    // (weight_layout.h), folded if it can be and is asked for. Other tensors stay. The memory's
+    // stream waits for the upload. A matrix that is asked for in both layouts is there twice.
+    Status locate(Tensor* weight, bool folded = false);
     void mark_idle(const void* host);
     void drop_now(const void* host);
     // Frees idle matrices; returns the bytes freed. First those that the present stage has not
@@ -39,20 +40,24 @@ class Weights {
     uint64_t generation() const { return generation_; }
 
   private:
+    struct Place {
+        DeviceWeight there;
+        void* device = nullptr;
+    };
     struct Entry {
         Tensor host;
         size_t file_bytes = 0;
-        DeviceWeight there;
+        Place places[2]; // as it is for all products, and folded
         int users = 0;
-        void* device = nullptr;
         uint64_t idle_since = 0; // 0: in use
         uint64_t stage = 0;      // of the last use
+        bool loaded() const { return places[0].device || places[1].device; }
     };
     using Entries = std::map<const uint8_t*, Entry>;
     Entries::const_iterator find(const void* address) const;
-    Status load(Entry* entry);
-    Status fill(const Entry& entry, void* device);
-    void free(Entry* entry);
+    Status load(const Entry& entry, Place* place);
+    Status fill(const Entry& entry, const DeviceWeight& there, void* device);
+    size_t free(Entry* entry); // returns the bytes freed
 
     Memory& memory_;
     Staging& staging_;
