@@ -29,6 +29,13 @@ class Stopwatch final : public WrappedBackend {
         BONSAI_TRY(synchronize());
         return timed("read", [&] { return WrappedBackend::read(from, host); });
     }
+    Status read_beside(const Tensor& from, void* host) override {
+        return timed("read beside", [&] { return WrappedBackend::read_beside(from, host); });
+    }
+    Status read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) override {
+        BONSAI_TRY(synchronize());
+        return timed("read", [&] { return WrappedBackend::read_pixels(from, rgb, finite); });
+    }
     Status copy(const Tensor& from, const Tensor& to) override {
         return timed("queue", [&] { return WrappedBackend::copy(from, to); });
     }
