@@ -303,48 +303,69 @@ Transformer::Buffers Transformer::rows_of(const Buffers& b, int64_t first, int64
             b.qkv.slice_rows(first, rows), b.joined.slice_rows(first, rows), b.hidden};
 }
 
-// Of one picture.
+// Of one picture. Products of text and image do not wait for each other.
 Status Transformer::double_block(const Run& run, const DoubleBlock& w,
                                  const TransformerTables& tables, int64_t text_tokens,
                                  const Buffers& b) const {
     Backend& backend = run.backend;
     const int64_t width = config_.width();
-    struct Half {
-        const Side& w;
-        const Tensor& mod;
-        int64_t first;
-        Buffers b;
-    };
     const Half halves[] = {
         {w.text, tables.now.text, 0, rows_of(b, 0, text_tokens)},
         {w.image, tables.now.image, text_tokens,
          rows_of(b, text_tokens, b.stream.rows - text_tokens)},
     };
-    for (const Half& half : halves) {
+    LinearArgs products[2];
+    for (size_t i = 0; i < 2; ++i) {
+        const Half& half = halves[i];
         const Tensor shift = modulation(half.mod, 0, width), scale = modulation(half.mod, 1, width);
         BONSAI_TRY(backend.layer_norm({half.b.stream, scale, shift, half.b.h, config_.norm_eps}));
-        LinearArgs args = linear_args(half.b.h, half.w.q, half.b.qkv.slice_cols(0, width));
+        LinearArgs& args = products[i];
+        args = linear_args(half.b.h, half.w.q, half.b.qkv.slice_cols(0, width));
         args.projections[1].weight = half.w.k;
         args.projections[1].out = half.b.qkv.slice_cols(width, width);
         args.projections[2].weight = half.w.v;
         args.projections[2].out = half.b.qkv.slice_cols(2 * width, width);
         args.count = 3;
-        BONSAI_TRY(backend.linear(args));
+    }
+    BONSAI_TRY(backend.linear_pair(products[0], products[1]));
+    for (const Half& half : halves)
         BONSAI_TRY(rotate(run, tables, half.b.qkv, half.first, half.w.q_norm, half.w.k_norm));
-    }
     BONSAI_TRY(attend(run, b));
-    for (const Half& half : halves) {
-        const Tensor &stream = half.b.stream, &h = half.b.h, &joined = half.b.joined;
-        BONSAI_TRY(backend.linear(linear_add_args(joined.slice_cols(0, width), half.w.out, stream,
-                                                  modulation(half.mod, 2, width))));
+    for (size_t i = 0; i < 2; ++i)
+        products[i] = linear_add_args(halves[i].b.joined.slice_cols(0, width), halves[i].w.out,
+                                      halves[i].b.stream, modulation(halves[i].mod, 2, width));
+    BONSAI_TRY(backend.linear_pair(products[0], products[1]));
+    return double_mlp(run, halves, b);
+}
+
+// The second half of a double block: norms and MLPs.
+Status Transformer::double_mlp(const Run& run, const Half (&halves)[2], const Buffers& b) const {
+    Backend& backend = run.backend;
+    const int64_t width = config_.width();
+    const auto activated = [&](const Buffers& of) {
+        return of.joined.slice_cols(width, config_.mlp_width);
+    };
+    // As in a single block: together where the MLP takes all tokens at a time.
+    const bool whole = b.hidden.rows >= b.h.rows;
+    LinearArgs products[2];
+    for (size_t i = 0; i < 2; ++i) {
+        const Half& half = halves[i];
         const Tensor shift = modulation(half.mod, 3, width), scale = modulation(half.mod, 4, width);
-        BONSAI_TRY(backend.layer_norm({stream, scale, shift, h, config_.norm_eps}));
-        const Tensor activated = joined.slice_cols(width, config_.mlp_width);
-        BONSAI_TRY(mlp(run, half.w.linear_in, h, b.hidden, activated));
-        BONSAI_TRY(backend.linear(
-            linear_add_args(activated, half.w.linear_out, stream, modulation(half.mod, 5, width))));
+        BONSAI_TRY(backend.layer_norm({half.b.stream, scale, shift, half.b.h, config_.norm_eps}));
+        if (whole)
+            products[i] = linear_args(half.b.h, half.w.linear_in,
+                                      b.hidden.slice_rows(half.first, half.b.h.rows));
+        else
+            BONSAI_TRY(mlp(run, half.w.linear_in, half.b.h, b.hidden, activated(half.b)));
     }
-    return Status();
+    if (whole) {
+        BONSAI_TRY(backend.linear_pair(products[0], products[1]));
+        BONSAI_TRY(activate(run, b.hidden.slice_rows(0, b.h.rows), activated(b)));
+    }
+    for (size_t i = 0; i < 2; ++i)
+        products[i] = linear_add_args(activated(halves[i].b), halves[i].w.linear_out,
+                                      halves[i].b.stream, modulation(halves[i].mod, 5, width));
+    return backend.linear_pair(products[0], products[1]);
 }
 
 // Of all pictures.

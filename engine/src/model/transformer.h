@@ -78,6 +78,12 @@ class Transformer {
         Tensor joined; // [B S, C + F]: attention output | activated MLP
         Tensor hidden; // [mlp_rows, 2 F]: an MLP works through the tokens in pieces
     };
+    struct Half { // of a double block: the rows of text or image
+        const Side& w;
+        const Tensor& mod;
+        int64_t first;
+        Buffers b;
+    };
     ActivationTypes types(const Backend& backend) const;
     Status load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block);
     Status load_single(const std::string& name, WeightLoader& loader, SingleBlock* block);
@@ -92,6 +98,7 @@ class Transformer {
                const Tensor& out) const;
     Status double_block(const Run& run, const DoubleBlock& w, const TransformerTables& tables,
                         int64_t text_tokens, const Buffers& b) const;
+    Status double_mlp(const Run& run, const Half (&halves)[2], const Buffers& b) const;
     Status single_block(const Run& run, const SingleBlock& w, const TransformerTables& tables,
                         const Buffers& b) const;
 
