@@ -49,9 +49,15 @@ static void compare(const Case& c) {
     for (const KernelTable* table : levels()) {
         Matrix out = x;
         const auto args = [&] {
-            return HeadNormRopeArgs{out.tensor(),  gain.tensor(), cosine.tensor(),
-                                    sine.tensor(), c.head_dim,    c.pairs,
-                                    1e-6f};
+            HeadNormRopeArgs args;
+            args.x = out.tensor();
+            args.gain = gain.tensor();
+            args.cos = cosine.tensor();
+            args.sin = sine.tensor();
+            args.head_dim = c.head_dim;
+            args.pairs = c.pairs;
+            args.eps = 1e-6f;
+            return args;
         };
         CHECK_OK(check(args()));
         CHECK(
