@@ -280,6 +280,7 @@ TEST(codes) {
     const auto product = [&](const Tensor& x, DType dtype) {
         args.x = x;
         args.projections[0].weight = weight(dtype, 384, x.cols);
+        args.projections[0].out.rows = x.rows;
         return check(args, types);
     };
     CHECK_OK(product(joined.slice_cols(640, 1408), DType::kQ8_0));
