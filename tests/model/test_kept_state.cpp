@@ -25,6 +25,7 @@ struct Counts {
     int allocated = 0, dropped = 0;
     uint64_t generation = 0; // raise it: memory has moved
     int64_t batch = 1;
+    bool broken = false; // recording fails in the middle
 };
 
 class Recorder final : public WrappedBackend {
@@ -87,6 +88,8 @@ class Recorder final : public WrappedBackend {
   private:
     Status queue(std::function<Status()> what) {
         if (!tape_) return ++counts_.direct, what();
+        if (counts_.broken && tape_->ops.size() > 20)
+            return fail(ErrorCode::kInternal, "the tape is full");
         tape_->ops.push_back(std::move(what));
         return Status();
     }
@@ -285,4 +288,19 @@ TEST(callbacks_tell_of_each_picture_of_a_batch) {
     }
     r.on_step = [&](const bonsai_step& step) { return step.image != 1; };
     CHECK_FAILS(pipeline->generate(r, &pictures), ErrorCode::kCancelled, "step callback");
+}
+
+// Arenas have no byte to spare here.
+TEST(recording_that_fails_costs_no_picture) {
+    Counts roomy, counts;
+    bonsai_memory_plan plan{};
+    CHECK_OK(open(&roomy)->plan_memory(32, 48, &plan));
+    const uint64_t limit = plan.peak + plan.peak / 8; // stages fit, but not all at once
+    const std::unique_ptr<Pipeline> plain = open(nullptr), pipeline = open(&counts, limit);
+    counts.broken = true;
+    CHECK(draw(*pipeline, request("a tree", 32, 48)) == draw(*plain, request("a tree", 32, 48)));
+    CHECK(counts.replayed == 1); // as far as it went
+    counts.broken = false;       // the next picture tries again
+    CHECK(draw(*pipeline, request("a house", 32, 48)) == draw(*plain, request("a house", 32, 48)));
+    CHECK(counts.replayed == 3);
 }

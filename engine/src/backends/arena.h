@@ -36,6 +36,8 @@ class Arena {
     // A planning arena in which all that is in use here is in use, at the same addresses: what more
     // would it take?
     std::unique_ptr<Arena> trial() const;
+    // What has been allocated since trial() is free again: that of ops of which one failed.
+    void restore(const Arena& trial) { used_ = trial.used_; }
     // Hands out addresses only: what would be written there need not be computed.
     bool planning() const { return buffer_ == nullptr; }
 

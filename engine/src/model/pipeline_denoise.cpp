@@ -100,12 +100,14 @@ Status Pipeline::run_transformer(const Run& run, size_t context, bool first, Den
     };
     if (first || run.streamed || run.probe || d->unrecordable || !backend.begin_capture().ok())
         return evaluate();
+    const std::unique_ptr<Arena> before = run.arena.trial();
     const Status status = evaluate();
     const Status ended = backend.end_capture(&recorded);
     if (status.code() == ErrorCode::kCancelled) return status;
     if (status.ok() && ended.ok()) return Status();
     d->unrecordable = true; // recording is a gain in time only
     recorded.reset();
+    run.arena.restore(*before);
     return evaluate();
 }
 
@@ -145,6 +147,7 @@ Status Pipeline::open_denoising(const Run& run, const Request& request, int64_t 
         BONSAI_TRY(prepare_denoising(run, request, pictures, passes, d->get()));
     }
     (*d)->activations = run.arena.memory();
+    (*d)->unrecordable = false;
     return embed_prompts(run, encoded_, d->get());
 }
 

@@ -184,7 +184,10 @@ void CudaBackend::freeze(bool frozen) {
 
 Status CudaBackend::begin_capture() {
     const DeviceScope scope(memory_->device());
+    // If the op before has made scratch memory grow, its pieces become one before it may not.
+    void* none = nullptr;
     scratch_->reset();
+    BONSAI_TRY(scratch_->get(1, &none));
     // Relaxed: what callbacks of the caller do with CUDA meanwhile is not our concern.
     BONSAI_TRY(check(cudaStreamBeginCapture(memory_->stream(), cudaStreamCaptureModeRelaxed),
                      "cudaStreamBeginCapture"));
