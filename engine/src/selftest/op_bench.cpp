@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/half.h"
 #include "core/quantize.h"
 
 namespace bonsai {
@@ -63,12 +64,26 @@ Tensor OpBench::put(const Floats& values) {
     return out;
 }
 
+// Of rows of `groups` groups of a low-bit type: 64 to 127 times a power of two, a row's largest 127
+// times it. Devices that round scales to 127ths of the row's largest have nothing to round.
+static void set_scales(DType dtype, int64_t groups, std::vector<uint8_t>* packed) {
+    const size_t bytes = dtype_info(dtype).bytes, at = dtype == DType::kPTQ1_0 ? 26 : 0;
+    for (size_t i = 0; i < packed->size() / bytes; ++i) {
+        const auto group = static_cast<int64_t>(i) % groups;
+        const int whole = group == 0 ? 127 : 64 + static_cast<int>(i * 31 % 64);
+        const uint16_t half = f32_to_f16(static_cast<float>(whole) * 0x1p-11f);
+        (*packed)[i * bytes + at] = static_cast<uint8_t>(half & 255);
+        (*packed)[i * bytes + at + 1] = static_cast<uint8_t>(half >> 8);
+    }
+}
+
 Tensor OpBench::weight(DType dtype, int64_t rows, int64_t cols, Floats* floats) {
     const Floats drawn = uniform(rows, cols, 0, 0.125f);
     const size_t bytes = row_bytes(dtype, cols);
     packed_.push_back(std::make_unique<std::vector<uint8_t>>(static_cast<size_t>(rows) * bytes));
     std::vector<uint8_t>& packed = *packed_.back();
     keep(quantize_rows(dtype, drawn.values.data(), rows, cols, packed.data()));
+    if (is_low_bit(dtype)) set_scales(dtype, cols / kGroup, &packed);
     *floats = Floats(rows, cols);
     dequantize_row(dtype, packed.data(), floats->values.data(), rows * cols);
     Tensor out;

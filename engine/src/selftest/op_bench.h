@@ -21,7 +21,8 @@ class OpBench {
     // The same on the device. A failure is kept and becomes the result of the check.
     Tensor put(const Floats& values);
     Tensor room(int64_t rows, int64_t cols); // filled with NaN: each element has to be written
-    // Random weights of a type, and the floats they stand for.
+    // Random weights of a type, and the floats they stand for; scales of low-bit ones are such that
+    // devices which round them owe the same result.
     Tensor weight(DType dtype, int64_t rows, int64_t cols, Floats* floats);
 
     struct Expected {
