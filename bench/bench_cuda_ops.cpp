@@ -304,7 +304,7 @@ int main(int argc, char** argv) {
     std::printf("%s\n", info.name.c_str());
     const std::string part = argc > 2 ? argv[2] : "";
     if (part.empty() || part == "step")
-        for (const int group : {kGroup, kWideGroup})
+        for (const int group : {kGroup, 2 * kGroup, kWideGroup})
             for (const int64_t tokens : {512, 1024, 1536, 4608})
                 bench_step(bench, tokens, group);
     if (part.empty() || part == "attention") {

@@ -73,8 +73,7 @@ struct Bench {
                  const std::function<Status(const Tensor& out)>& op) {
         const int low_bit = backend.activations().low_bit_group;
         const int usual = is_low_bit(weight.dtype) ? low_bit : kGroup;
-        for (const int group : {kGroup, low_bit}) {
-            if (group > usual) continue;
+        for (int group = kGroup; group <= usual; group *= 2) {
             Tensor floats = make(kRows, cols, DType::kF32),
                    codes = make(kRows, cols, DType::kI8, group);
             CHECK_OK(op(floats));
@@ -82,7 +81,7 @@ struct Bench {
             std::vector<float> values(static_cast<size_t>(kRows * cols));
             CHECK_OK(backend.read(floats, values.data()));
             for (float& value : values)
-                if (through_f16 && group == kWideGroup) value = f16_to_f32(f32_to_f16(value));
+                if (through_f16 && group != kGroup) value = f16_to_f32(f32_to_f16(value));
             const bool same = read_codes(codes) == codes_of(values, cols, group);
             CHECK_OK(backend.write(floats, values.data()));
             const bool products = halves(weight.dtype) ? near_products(codes, weight)
@@ -201,7 +200,7 @@ TEST(device_swiglu_and_attention_to_codes) {
         attention.k = qkv.slice_cols(kIn, width);
         attention.v = qkv.slice_cols(2 * kIn, width);
         attention.heads = attention.kv_heads = width / 128;
-        for (const int group : {kGroup, b.backend.activations().low_bit_group}) {
+        for (int group = kGroup; group <= b.backend.activations().low_bit_group; group *= 2) {
             const Tensor floats = b.make(kRows, width + kIn, DType::kF32),
                          codes = b.make(kRows, width + kIn, DType::kI8, group);
             for (const Tensor& out : {floats, codes}) {

@@ -290,6 +290,11 @@ TEST(codes) {
     types.low_bit_group = kWideGroup;
     CHECK_OK(product(joined, DType::kQ1_0));
     CHECK_OK(product(joined.slice_cols(512, 1408), DType::kPQ2_0));
+    joined.scale_group = 256;
+    CHECK_OK(product(joined.slice_cols(256, 1408), DType::kPQ2_0));
+    joined.scale_group = 384;
+    CHECK_FAILS(product(joined, DType::kQ1_0), kBad, "a scale for 384 inputs");
+    joined.scale_group = kWideGroup;
     CHECK_FAILS(product(joined, DType::kQ8_0), kBad, "expected a low-bit type");
     CHECK_FAILS(product(joined.slice_cols(640, 1408), DType::kQ1_0), kBad,
                 "begins at a multiple of 512");

@@ -24,7 +24,8 @@ constexpr int kDTypeCount = 9; // those that files hold
 
 // One scale is shared by this many consecutive weights of a row in the low-bit types.
 constexpr int kGroup = 128;
-// Activations of I8 share one among kGroup or, where only low-bit weights meet them, this many.
+// Activations of I8 share one among kGroup or, where only low-bit weights meet them, up to this
+// many.
 constexpr int kWideGroup = 512;
 
 struct DTypeInfo {

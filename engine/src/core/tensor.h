@@ -19,7 +19,7 @@ struct Tensor {
     // 16 bytes on, and may read those of 256 rows beyond the last.
     float* scales = nullptr;
     int64_t scale_stride = 0;
-    int scale_group = kGroup; // or kWideGroup
+    int scale_group = kGroup; // or 256, or kWideGroup
 
     bool empty() const { return data == nullptr; }
     bool contiguous() const { return stride == cols; }

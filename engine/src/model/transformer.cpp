@@ -8,6 +8,10 @@ namespace bonsai {
 
 namespace {
 
+// Of attention's result and the MLP's, at most this many columns share a scale: the values of an
+// MLP lie further apart than those of a norm.
+constexpr int kJoinedGroup = 256;
+
 // Chunk `index` of a row of modulations.
 Tensor modulation(const Tensor& row, int64_t index, int64_t width) {
     return row.slice_cols(index * width, width);
@@ -418,8 +422,8 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     BONSAI_TRY(run.arena.allocate(rows, width, &b.stream));
     BONSAI_TRY(run.arena.allocate(rows, width, t.product, &b.h, t.low_bit_group));
     BONSAI_TRY(run.arena.allocate(rows, 3 * width, t.heads, &b.qkv));
-    BONSAI_TRY(
-        run.arena.allocate(rows, width + config_.mlp_width, t.product, &b.joined, t.low_bit_group));
+    BONSAI_TRY(run.arena.allocate(rows, width + config_.mlp_width, t.product, &b.joined,
+                                  std::min(t.low_bit_group, kJoinedGroup)));
     BONSAI_TRY(
         run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden, &b.hidden));
 

@@ -87,12 +87,13 @@ Status check_product(const char* op, const char* name, const Tensor& t,
                      const ActivationTypes& types) {
     BONSAI_TRY(check_type(op, name, t, types.product));
     if (t.dtype != DType::kI8) return {};
-    if (t.scale_group != kGroup && t.scale_group != types.low_bit_group)
+    if (t.scale_group < kGroup || t.scale_group % kGroup != 0 ||
+        types.low_bit_group % t.scale_group != 0)
         return bad(op, name,
                    format("has a scale for %d inputs, expected for %d%s", t.scale_group, kGroup,
                           types.low_bit_group == kGroup
                               ? ""
-                              : format(" or %d", types.low_bit_group).c_str()));
+                              : format(", %d or %d", 2 * kGroup, kWideGroup).c_str()));
     if (!t.scales)
         return bad(
             op, name,

@@ -19,8 +19,8 @@ struct ActivationTypes {
     DType product = DType::kF32; // what only linear layers read, which would quantise it: F32 or I8
     DType heads = DType::kF32;   // queries, keys and values: F32 or F16
     DType hidden = DType::kF32;  // gate and up of an MLP: F32 or F16
-    // How many inputs of an I8 product share a scale where all weights are low-bit: kGroup, which
-    // is always taken, or kWideGroup.
+    // The most inputs of an I8 product that share a scale where all weights are low-bit: kGroup,
+    // which is always taken, or kWideGroup, and then 256, too.
     int low_bit_group = kGroup;
     int64_t mlp_rows = 1024; // tokens an MLP takes at a time
 };

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention_hopper: out = softmax(scale * q k^T) v on sm_90a, heads of 72 to 128.
 // Layout:   q, k, v f16, read through tensor maps, or f32; out f32, or int8 codes with a scale for
-//           each row and head, or for four heads: then f16 goes to scratch, and a kernel behind
-//           makes the codes; row strides. f32 keys and values are first rounded into scratch as
-//           tiles of kKeys keys, each the bytes that shared memory wants (see hopper.cuh): k as
+//           each row and head, or for two or four heads: then f16 goes to scratch, and a kernel
+//           behind makes the codes; row strides. f32 keys and values are first rounded into scratch
+//           as tiles of kKeys keys, each the bytes that shared memory wants (see hopper.cuh): k as
 //           [2][kKeys][64 dimensions], v transposed as [kKeys / 64][128 dimensions][64 keys].
 // Maths:    as attention_mma: f16 operands, f32 sums, softmax in one pass, base 2.
 // Work:     a block stays on its multiprocessor and takes tiles of 128 queries of a head: two
@@ -202,7 +202,7 @@ template <int kKeys> static Status attend(const Context& context, const Attentio
         return run<kKeys, Result::kFloats>(context, args, f);
     }
     f.codes = code_rows(out);
-    if (!f.codes.wide) return run<kKeys, Result::kCodes>(context, args, f);
+    if (f.codes.share == 1) return run<kKeys, Result::kCodes>(context, args, f);
     BONSAI_TRY(context.scratch->get(static_cast<size_t>(out.rows * out.cols), &f.halves));
     return run<kKeys, Result::kHalves>(context, args, f);
 }
@@ -216,7 +216,7 @@ bool hopper_takes(const AttentionArgs& args) {
 uint64_t hopper_scratch(const Context& context, const AttentionArgs& args) {
     constexpr int kKeys = 128;
     const Flash f = describe<kKeys>(context, args);
-    const bool wide = args.out.dtype == DType::kI8 && args.out.scale_group == kWideGroup;
+    const bool wide = args.out.dtype == DType::kI8 && args.out.scale_group != kGroup;
     const uint64_t halves = wide ? static_cast<uint64_t>(args.out.rows * args.out.cols) : 0;
     const uint64_t rounded =
         mappable(args) ? 0 : uint64_t{2} * args.kv_heads * f.tiles * kKeys * kDim;

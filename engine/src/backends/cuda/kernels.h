@@ -25,12 +25,10 @@ struct QuantizedRows {
     int64_t rows = 0, cols = 0; // M, K; K is a multiple of 128
     int64_t stride = 0;
     int64_t scale_stride = 0; // quantized_scale_stride(rows)
-    int group = kGroup;       // or kWideGroup
+    int group = kGroup;       // or 256, or kWideGroup
 
     // The row of `scale` for columns 128 g to 128 g + 127.
-    constexpr int64_t scale_row(int g) const {
-        return group == kGroup ? g : g / (kWideGroup / kGroup);
-    }
+    constexpr int64_t scale_row(int g) const { return g / (group / kGroup); }
 };
 // Kernels read the scales of whole tiles of tokens: what lies behind M may hold anything.
 inline int64_t quantized_scale_stride(int64_t rows) {

@@ -49,8 +49,7 @@ void launch(const Context& context, const Tensor& x, const QuantizedRows& out) {
     const int64_t warps = x.rows * ((x.cols + kSpan - 1) / kSpan);
     const auto blocks = static_cast<unsigned>((warps + kWarps - 1) / kWarps);
     const auto* data = static_cast<const T*>(x.data);
-    const CodeRows codes = {out.q, out.stride, out.scale, out.scale_stride,
-                            out.group == kWideGroup};
+    const CodeRows codes = {out.q, out.stride, out.scale, out.scale_stride, out.group / kGroup};
     const bool aligned =
         reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0 && x.stride % 4 == 0;
     if (aligned)

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Activations to int8, a warp 512 columns of a row: the bytes of cpu/generic/quantize.cpp where a
-// group has 128, and the same rule for groups of 512.
+// group has 128, and the same rule for groups of 256 and 512.
 // Maths:    a = max |x|; scale = a / 127; q = x * (127 / a) to nearest even; codes 0 below 2^-100;
-// a
-//           group that is not finite gets codes 0 and scale NaN.
+//           a group that is not finite gets codes 0 and scale NaN.
 #pragma once
 
 #include <cstdint>
@@ -52,25 +51,29 @@ __device__ __forceinline__ float magnitudes_of(float4 v) {
     return (fabsf(v.x) + fabsf(v.y)) + (fabsf(v.z) + fabsf(v.w));
 }
 
-// The scales of a span's groups, piece by piece: four different ones, or one in all four.
-__device__ __forceinline__ void span_scales(const float4 (&v)[kPieces], bool wide,
+// The scales of a span's pieces, of which `share` neighbours have one: 1, 2 or all four.
+__device__ __forceinline__ void span_scales(const float4 (&v)[kPieces], int share,
                                             GroupScale (&scales)[kPieces]) {
     float largest[kPieces], sum[kPieces];
 #pragma unroll
     for (int i = 0; i < kPieces; ++i)
         largest[i] = largest_of(v[i]), sum[i] = magnitudes_of(v[i]);
-    if (wide) {
-        const GroupScale one =
-            group_scale(fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3])),
-                        (sum[0] + sum[1]) + (sum[2] + sum[3]), 32);
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i)
-            scales[i] = one;
-    } else {
+    if (share == 1) {
 #pragma unroll
         for (int i = 0; i < kPieces; ++i)
             scales[i] = group_scale(largest[i], sum[i], 32);
+        return;
     }
+    const float low = fmaxf(largest[0], largest[1]), high = fmaxf(largest[2], largest[3]),
+                low_sum = sum[0] + sum[1], high_sum = sum[2] + sum[3];
+    if (share == kPieces) {
+        scales[0] = group_scale(fmaxf(low, high), low_sum + high_sum, 32);
+        scales[2] = scales[0];
+    } else {
+        scales[0] = group_scale(low, low_sum, 32);
+        scales[2] = group_scale(high, high_sum, 32);
+    }
+    scales[1] = scales[0], scales[3] = scales[2];
 }
 
 // An I8 matrix as kernels write it.
@@ -79,24 +82,23 @@ struct CodeRows {
     int64_t stride; // bytes
     float* scales;
     int64_t scale_stride;
-    bool wide; // kWideGroup columns a scale, else kGroup
+    int share; // pieces of 128 columns a scale: 1, 2 or 4
 
     // By a whole warp: lane l has columns 512 span + 128 i + 4 l and the three behind it in v[i],
     // i < pieces, and zeros in the others.
     __device__ __forceinline__ void store(int64_t row, int64_t span, int pieces, int lane,
                                           const float4 (&v)[kPieces]) const {
         GroupScale scale[kPieces];
-        span_scales(v, wide, scale);
+        span_scales(v, share, scale);
         auto* words = reinterpret_cast<uint32_t*>(codes + row * stride + span * kSpan) + lane;
 #pragma unroll
         for (int i = 0; i < kPieces; ++i)
             if (i < pieces) words[32 * i] = scale[i].codes(v[i]);
         if (lane != 0) return;
-        float* to = scales + (wide ? span : span * kPieces) * scale_stride + row;
-        *to = scale[0].scale;
+        float* to = scales + span * (kPieces / share) * scale_stride + row;
 #pragma unroll
-        for (int i = 1; i < kPieces; ++i)
-            if (!wide && i < pieces) to[i * scale_stride] = scale[i].scale;
+        for (int i = 0; i < kPieces; ++i)
+            if (i < pieces && i % share == 0) to[i / share * scale_stride] = scale[i].scale;
     }
     // The same for one group of 128 columns.
     __device__ __forceinline__ void store_group(int64_t row, int64_t group, int lane,
@@ -109,7 +111,7 @@ struct CodeRows {
 
 inline CodeRows code_rows(const Tensor& t) {
     return {static_cast<int8_t*>(t.data), t.stride, t.scales, t.scale_stride,
-            t.scale_group == kWideGroup};
+            t.scale_group / kGroup};
 }
 
 } // namespace bonsai::cuda
