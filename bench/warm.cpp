@@ -3,15 +3,18 @@
 // for each line of a file and prints the medians of all but the first, which brings the weights.
 //
 //   bonsai-bench-warm MODEL DEVICE fast|exact WIDTHxHEIGHT STEPS PROMPTS.txt [FOLDER]
-//                     [--batch N] [--split] [--max-memory BYTES]
+//                     [--batch N] [--split] [--max-memory BYTES] [--threads N]
 //
-// FOLDER takes the pictures. --batch draws N pictures a line, times are of one of them. --split
-// tells what the calling thread does in each stage: queueing ops, waiting for the device, copying;
-// "host" is all that is no call to the device. --split costs a wait before each reading back.
+// FOLDER takes the pictures. --batch draws N pictures a line, times are of one of them. "cpu" is
+// what all threads of this process used, in seconds; --threads says how many the processor's
+// backend has (default: one for each physical core). --split tells what the calling thread does in
+// each stage: queueing ops, waiting for the device, copying; "host" is all that is no call to the
+// device. --split costs a wait before each reading back.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -32,6 +35,7 @@ struct Options {
     std::vector<const char*> places; // of the command line, without options
     int64_t width = 0, height = 0, steps = 0, batch = 1;
     uint64_t max_memory = 0;
+    int threads = 0;
     bool split = false;
 };
 
@@ -44,6 +48,8 @@ bool parse(int argc, char** argv, Options* o) {
             o->batch = std::atoll(argv[++i]);
         else if (word == "--max-memory" && i + 1 < argc)
             o->max_memory = std::strtoull(argv[++i], nullptr, 10);
+        else if (word == "--threads" && i + 1 < argc)
+            o->threads = std::atoi(argv[++i]);
         else
             o->places.push_back(argv[i]);
     }
@@ -52,7 +58,7 @@ bool parse(int argc, char** argv, Options* o) {
         return false;
     o->width = width, o->height = height;
     o->steps = std::atoll(o->places[4]);
-    return o->steps > 0 && o->batch > 0;
+    return o->steps > 0 && o->batch > 0 && o->threads >= 0;
 }
 
 double median(std::vector<double> values) {
@@ -60,8 +66,13 @@ double median(std::vector<double> values) {
     return values.empty() ? 0 : 1e3 * values[values.size() / 2];
 }
 
+// Processor time of all threads of this process, in seconds.
+double process_seconds() {
+    return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+}
+
 struct Measured {
-    std::vector<double> text, step, vae, total, wall; // seconds, of one picture
+    std::vector<double> text, step, vae, total, wall, cpu; // seconds, of one picture
     uint64_t peak[3] = {0, 0, 0}, arena = 0;
     int lines = 0, pictures = 0;
     std::string stage = "before and after";
@@ -88,9 +99,11 @@ Status draw(const Options& o, const std::string& prompt, Pipeline* pipeline, Mea
     };
     if (m->lines == 1) m->calls.clear(); // of the first, which is left out
     std::vector<Picture> pictures;
+    const double cpu_start = process_seconds();
     const auto start = std::chrono::steady_clock::now();
     BONSAI_TRY(pipeline->generate(request, &pictures));
     const double wall = Seconds(std::chrono::steady_clock::now() - start).count();
+    const double cpu = process_seconds() - cpu_start;
     m->stage = "before and after";
     double text = 0, denoise = 0, vae = 0;
     for (const Picture& picture : pictures) {
@@ -112,6 +125,7 @@ Status draw(const Options& o, const std::string& prompt, Pipeline* pipeline, Mea
     m->vae.push_back(vae * share);
     m->total.push_back((text + denoise + vae) * share);
     m->wall.push_back(wall * share);
+    m->cpu.push_back(cpu * share);
     m->stages["text encoder"] += text;
     m->stages["denoise"] += denoise;
     m->stages["vae"] += vae;
@@ -141,6 +155,7 @@ Status run(const Options& o) {
     options.backend.precision =
         std::strcmp(o.places[2], "exact") == 0 ? Precision::kExact : Precision::kFast;
     options.max_memory = options.backend.max_memory = o.max_memory;
+    options.backend.threads = o.threads;
     std::unique_ptr<GgufFile> file;
     std::unique_ptr<Backend> device;
     std::unique_ptr<Pipeline> pipeline;
@@ -153,12 +168,13 @@ Status run(const Options& o) {
     std::ifstream prompts(o.places[5]);
     for (std::string prompt; std::getline(prompts, prompt);)
         BONSAI_TRY(draw(o, prompt, pipeline.get(), &m));
-    std::printf("%s %s %s, %lld steps, %d pictures: text encoder %.2f ms, step %.2f ms, vae %.2f "
-                "ms, image %.2f ms, peak %.0f MB, wall %.2f ms, batch %lld\n",
-                o.places[1], o.places[2], o.places[3], static_cast<long long>(o.steps), m.pictures,
-                median(m.text), median(m.step), median(m.vae), median(m.total),
-                static_cast<double>(std::max({m.peak[0], m.peak[1], m.peak[2]})) * 1e-6,
-                median(m.wall), static_cast<long long>(o.batch));
+    std::printf(
+        "%s %s %s, %lld steps, %d pictures: text encoder %.2f ms, step %.2f ms, vae %.2f "
+        "ms, image %.2f ms, peak %.0f MB, wall %.2f ms, batch %lld, cpu %.2f s, threads %d\n",
+        o.places[1], o.places[2], o.places[3], static_cast<long long>(o.steps), m.pictures,
+        median(m.text), median(m.step), median(m.vae), median(m.total),
+        static_cast<double>(std::max({m.peak[0], m.peak[1], m.peak[2]})) * 1e-6, median(m.wall),
+        static_cast<long long>(o.batch), 1e-3 * median(m.cpu), memory->device().threads);
     if (!o.split) return Status();
     print_split(o, m);
     std::printf("  MB: peak of text encoder %.0f, denoise %.0f, vae %.0f; largest arena %.0f; "
@@ -175,7 +191,8 @@ int main(int argc, char** argv) {
     Options options;
     if (!parse(argc, argv, &options)) {
         std::fprintf(stderr, "usage: bonsai-bench-warm MODEL DEVICE fast|exact WIDTHxHEIGHT STEPS "
-                             "PROMPTS.txt [FOLDER] [--batch N] [--split] [--max-memory BYTES]\n");
+                             "PROMPTS.txt [FOLDER] [--batch N] [--split] [--max-memory BYTES] "
+                             "[--threads N]\n");
         return 2;
     }
     const Status status = run(options);
