@@ -98,7 +98,8 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     """The engine everywhere, then the reference in fp32 on each run's inputs, then in bf16."""
     import torch
 
-    runs = {(on, p): run_engine(options, case, on, p) for on in options.on for p in PRECISIONS}
+    places = [(on, precision) for on in options.on for precision in options.precision]
+    runs = {place: run_engine(options, case, *place) for place in places}
     net = load_transformer(options.model, options.torch)
     rows, columns = case.height // 16, case.width // 16
 
@@ -125,11 +126,13 @@ def main() -> int:
     a("--probe", type=Path, required=True, help="bonsai-probe")
     a("--on", action="append", metavar="PLACE", help="cpu, cpu:LEVEL, cuda:N; default cpu")
     a("--size", default="512x512")
+    a("--precision", action="append", choices=PRECISIONS, help="default both")
     a("--prompt", default=FAST_PROMPT)
     a("--threads", type=int, default=2, help="of the engine on the processor")
     a("--torch", default="cpu", help="device of the reference")
     options = parser.parse_args()
     options.on = options.on or ["cpu"]
+    options.precision = options.precision or list(PRECISIONS)
     options.model, options.probe = options.model.resolve(), options.probe.resolve()
     width, height = map(int, options.size.split("x"))
     any_recipe = Recipe("full")  # the model is there already
