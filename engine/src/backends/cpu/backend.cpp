@@ -5,10 +5,10 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <new>
 
 #include "core/mapped_file.h"
 #include "core/system.h"
+#include "core/work_memory.h"
 
 namespace bonsai::cpu {
 
@@ -27,10 +27,10 @@ constexpr int64_t kLeastTiles = 12;
 class HostBuffer final : public Buffer {
   public:
     explicit HostBuffer(size_t bytes) {
-        data_ = ::operator new(bytes, std::align_val_t(64), std::nothrow);
+        data_ = allocate_work_memory(bytes);
         size_ = data_ ? bytes : 0;
     }
-    ~HostBuffer() override { ::operator delete(data_, std::align_val_t(64), std::nothrow); }
+    ~HostBuffer() override { free_work_memory(data_, size_); }
 };
 
 int64_t pieces_of(int64_t count, int64_t piece) {

@@ -3,9 +3,9 @@
 
 #include <iterator>
 #include <mutex>
-#include <new>
 
 #include "backends/cpu/features.h"
+#include "core/work_memory.h"
 
 namespace bonsai::cpu {
 
@@ -14,7 +14,7 @@ Scratch::~Scratch() {
 }
 
 void Scratch::release() {
-    ::operator delete(data_, std::align_val_t(64), std::nothrow);
+    free_work_memory(data_, size_);
     data_ = nullptr;
     size_ = 0;
 }
@@ -22,7 +22,7 @@ void Scratch::release() {
 void* Scratch::get(size_t bytes) {
     if (bytes <= size_) return data_;
     release();
-    data_ = ::operator new(bytes, std::align_val_t(64), std::nothrow);
+    data_ = allocate_work_memory(bytes);
     size_ = data_ ? bytes : 0;
     return data_;
 }
