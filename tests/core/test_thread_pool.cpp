@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <new>
 #include <stdexcept>
+#include <thread>
 
 #include "test.h"
 
@@ -35,6 +38,22 @@ TEST(loops_follow_each_other_quickly) {
     for (int round = 0; round < 5000; ++round)
         CHECK_OK(pool->parallel_for(4, [&](int64_t i, int) { sum += i; }));
     CHECK(sum == 5000 * 6);
+}
+
+// Workers that sleep, that come when a loop is over, or that are more than the processors.
+TEST(no_index_is_lost_when_workers_come_late) {
+    std::unique_ptr<ThreadPool> pool;
+    CHECK_OK(ThreadPool::create(24, true, &pool));
+    for (int round = 0; round < 300; ++round) {
+        const int64_t count = 1 + round % 30;
+        std::vector<int> seen(static_cast<size_t>(count)); // not atomic: the loop's end orders it
+        CHECK_OK(pool->parallel_for(count, [&](int64_t i, int) {
+            ++seen[static_cast<size_t>(i)];
+            if (i % 7 == 3) std::this_thread::sleep_for(std::chrono::microseconds(100));
+        }));
+        CHECK(std::count(seen.begin(), seen.end(), 1) == count);
+        if (round % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
 }
 
 TEST(what_a_body_throws_is_the_error_of_the_loop) {

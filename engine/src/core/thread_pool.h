@@ -31,21 +31,28 @@ class ThreadPool {
     Status parallel_for(int64_t count, const std::function<void(int64_t index, int worker)>& body);
 
   private:
+    // Of state_: the number of the loop, whether it takes more workers, and how many it has.
+    static constexpr uint64_t kLoop = uint64_t{1} << 32, kOpen = uint64_t{1} << 31;
+
     ThreadPool() = default;
     void worker_main(int worker);
+    bool begun(uint64_t seen) const; // a loop after `seen` is open, or the pool ends
+    bool join(uint64_t* seen);
+    void leave();
     void take(int worker) noexcept;
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable start_;
     std::condition_variable done_;
-    uint64_t generation_ = 0;
-    int busy_ = 0;
-    bool stop_ = false;
+    std::atomic<uint64_t> state_{0};
+    std::atomic<bool> stop_{false};
+    int asleep_ = 0;
     std::atomic<int64_t> next_{0};
+    // Of the open loop.
     int64_t count_ = 0;
     const std::function<void(int64_t, int)>* body_ = nullptr;
-    Status error_; // the first of the loop
+    Status error_; // the first
 };
 
 // Physical cores that the affinity mask and the cgroup quota leave to this process; at least 1.
