@@ -2,10 +2,13 @@
 """The stages of a picture of FLUX.2 klein 4B in PyTorch with random weights, measured on request.
 
     python bench/peers/torch_gpu.py eager|compiled|gemlite [--device cuda] [--small]
+                                    [--tiles FILE]
 
 gpu.py starts it. It needs torch, diffusers and transformers; "gemlite" (the kernels of the released
 stack: block linears in 2 bits, groups of 128) needs that package too and changes the transformer
-only. Each line that it reads asks for one figure:
+only. It times many tiles at each new shape, and chooses better when nothing else runs: --tiles
+keeps what it has chosen in a file, or takes the choice from there if the file exists. Each line
+that is read asks for one figure:
 
     {"stage": "step", "width": 512, "height": 512, "batch": 1, "seconds": 1.0}
 
@@ -18,6 +21,7 @@ up to bytes in the host's memory). The pictures of a batch share their prompt.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -185,12 +189,24 @@ def answer(picture, ask):
     return {"ms": ms, "runs": len(times), "peak": peak, "took": time.monotonic() - began}
 
 
+def kept_tiles(path):
+    """Reads gemlite's choices; else a function that writes those made up to then."""
+    import gemlite
+
+    if os.path.exists(path):
+        gemlite.load_config(path)
+        return lambda: None
+    return lambda: gemlite.cache_config(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("way", choices=("eager", "compiled", "gemlite"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
+    parser.add_argument("--tiles", help="file of what gemlite has chosen; written if there is none")
     args = parser.parse_args()
+    keep = kept_tiles(args.tiles) if args.tiles and args.way == "gemlite" else lambda: None
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print to what is left of it
     with torch.inference_mode():
         picture = Picture(args.way, args.device, args.small)
@@ -200,6 +216,7 @@ def main():
         for line in sys.stdin:
             try:
                 found = answer(picture, json.loads(line))
+                keep()
             except Exception as error:  # out of memory at one size leaves the others
                 found = {"error": f"{type(error).__name__}: {error}"[:300]}
                 if args.device == "cuda":
