@@ -2,9 +2,11 @@
 // bonsai-bench-warm: what a picture takes once everything is in place: one process draws pictures
 // for each line of a file and prints the medians of all but the first, which brings the weights.
 //
-//   bonsai-bench-warm MODEL DEVICE fast|exact WIDTHxHEIGHT STEPS PROMPTS.txt [FOLDER]
+//   bonsai-bench-warm MODEL DEVICE fast|exact WIDTHxHEIGHT[,...] STEPS PROMPTS.txt [FOLDER]
 //                     [--batch N] [--split] [--max-memory BYTES] [--threads N]
 //
+// Of several sizes all lines are drawn in the first, then all in the next: "first" tells what the
+// picture that is left out took, which in later sizes is what a new size costs.
 // FOLDER takes the pictures. --batch draws N pictures a line, times are of one of them. "cpu" is
 // what all threads of this process used, in seconds; --threads says how many the processor's
 // backend has (default: one for each physical core). --split tells what the calling thread does in
@@ -17,6 +19,7 @@
 #include <ctime>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/file_output.h"
@@ -32,12 +35,22 @@ using Seconds = std::chrono::duration<double>;
 constexpr const char* kStages[] = {"text encoder", "denoise", "vae"};
 
 struct Options {
-    std::vector<const char*> places; // of the command line, without options
-    int64_t width = 0, height = 0, steps = 0, batch = 1;
+    std::vector<const char*> places;                // of the command line, without options
+    std::vector<std::pair<int64_t, int64_t>> sizes; // width, height
+    int64_t steps = 0, batch = 1;
     uint64_t max_memory = 0;
     int threads = 0;
     bool split = false;
 };
+
+bool parse_sizes(const char* text, std::vector<std::pair<int64_t, int64_t>>* sizes) {
+    for (int used = 0;; text += used + 1) {
+        long long width = 0, height = 0;
+        if (std::sscanf(text, "%lldx%lld%n", &width, &height, &used) != 2) return false;
+        sizes->push_back({width, height});
+        if (text[used] != ',') return text[used] == '\0';
+    }
+}
 
 bool parse(int argc, char** argv, Options* o) {
     for (int i = 1; i < argc; ++i) {
@@ -53,10 +66,8 @@ bool parse(int argc, char** argv, Options* o) {
         else
             o->places.push_back(argv[i]);
     }
-    long long width = 0, height = 0;
-    if (o->places.size() < 6 || std::sscanf(o->places[3], "%lldx%lld", &width, &height) != 2)
-        return false;
-    o->width = width, o->height = height;
+    if (o->places.size() < 6 || !parse_sizes(o->places[3], &o->sizes)) return false;
+    if (o->places.size() > 6 && o->sizes.size() > 1) return false; // pictures are named by number
     o->steps = std::atoll(o->places[4]);
     return o->steps > 0 && o->batch > 0 && o->threads >= 0;
 }
@@ -72,6 +83,8 @@ double process_seconds() {
 }
 
 struct Measured {
+    int64_t width = 0, height = 0;
+    double first = 0;                                      // seconds by the clock, of one picture
     std::vector<double> text, step, vae, total, wall, cpu; // seconds, of one picture
     uint64_t peak[3] = {0, 0, 0}, arena = 0;
     int lines = 0, pictures = 0;
@@ -90,7 +103,7 @@ Status save(const Picture& picture, const std::string& path) {
 Status draw(const Options& o, const std::string& prompt, Pipeline* pipeline, Measured* m) {
     Request request;
     request.prompt = prompt;
-    request.width = o.width, request.height = o.height, request.steps = o.steps;
+    request.width = m->width, request.height = m->height, request.steps = o.steps;
     request.images = o.batch;
     request.seed = static_cast<uint64_t>(m->pictures);
     request.on_progress = [&](const bonsai_progress& progress) {
@@ -118,8 +131,11 @@ Status draw(const Options& o, const std::string& prompt, Pipeline* pipeline, Mea
                             std::string(o.places[6]) + "/" + std::to_string(m->pictures) + ".png"));
         ++m->pictures;
     }
-    if (m->lines++ == 0) return Status();
     const double share = 1.0 / static_cast<double>(o.batch);
+    if (m->lines++ == 0) {
+        m->first = wall * share;
+        return Status();
+    }
     m->text.push_back(text * share);
     m->step.push_back(denoise * share / static_cast<double>(o.steps));
     m->vae.push_back(vae * share);
@@ -149,6 +165,24 @@ void print_split(const Options& o, const Measured& m) {
     }
 }
 
+void print(const Options& o, const Measured& m, const Backend& device) {
+    const auto mb = [](uint64_t bytes) { return static_cast<double>(bytes) * 1e-6; };
+    std::printf("%s %s %lldx%lld, %lld steps, %d pictures: text encoder %.2f ms, step %.2f ms, "
+                "vae %.2f ms, image %.2f ms, peak %.0f MB, wall %.2f ms, batch %lld, cpu %.2f s, "
+                "threads %d, first %.2f ms\n",
+                o.places[1], o.places[2], static_cast<long long>(m.width),
+                static_cast<long long>(m.height), static_cast<long long>(o.steps), m.pictures,
+                median(m.text), median(m.step), median(m.vae), median(m.total),
+                mb(std::max({m.peak[0], m.peak[1], m.peak[2]})), median(m.wall),
+                static_cast<long long>(o.batch), 1e-3 * median(m.cpu), device.device().threads,
+                1e3 * m.first);
+    if (!o.split) return;
+    print_split(o, m);
+    std::printf("  MB: peak of text encoder %.0f, denoise %.0f, vae %.0f; largest arena %.0f; "
+                "left between pictures %.0f\n",
+                mb(m.peak[0]), mb(m.peak[1]), mb(m.peak[2]), mb(m.arena), mb(device.memory_used()));
+}
+
 Status run(const Options& o) {
     PipelineOptions options;
     options.device = o.places[1];
@@ -162,26 +196,17 @@ Status run(const Options& o) {
     Measured m;
     BONSAI_TRY(GgufFile::open(o.places[0], &file));
     BONSAI_TRY(create_backend(options.device, options.backend, &device));
-    const Backend* memory = device.get();
+    const Backend* used = device.get();
     if (o.split) device = std::make_unique<bench::Stopwatch>(std::move(device), &m.stage, &m.calls);
     BONSAI_TRY(Pipeline::open(std::move(file), std::move(device), options, &pipeline));
-    std::ifstream prompts(o.places[5]);
-    for (std::string prompt; std::getline(prompts, prompt);)
-        BONSAI_TRY(draw(o, prompt, pipeline.get(), &m));
-    std::printf(
-        "%s %s %s, %lld steps, %d pictures: text encoder %.2f ms, step %.2f ms, vae %.2f "
-        "ms, image %.2f ms, peak %.0f MB, wall %.2f ms, batch %lld, cpu %.2f s, threads %d\n",
-        o.places[1], o.places[2], o.places[3], static_cast<long long>(o.steps), m.pictures,
-        median(m.text), median(m.step), median(m.vae), median(m.total),
-        static_cast<double>(std::max({m.peak[0], m.peak[1], m.peak[2]})) * 1e-6, median(m.wall),
-        static_cast<long long>(o.batch), 1e-3 * median(m.cpu), memory->device().threads);
-    if (!o.split) return Status();
-    print_split(o, m);
-    std::printf("  MB: peak of text encoder %.0f, denoise %.0f, vae %.0f; largest arena %.0f; "
-                "left between pictures %.0f\n",
-                static_cast<double>(m.peak[0]) * 1e-6, static_cast<double>(m.peak[1]) * 1e-6,
-                static_cast<double>(m.peak[2]) * 1e-6, static_cast<double>(m.arena) * 1e-6,
-                static_cast<double>(memory->memory_used()) * 1e-6);
+    for (const auto& [width, height] : o.sizes) {
+        m = Measured();
+        m.width = width, m.height = height;
+        std::ifstream prompts(o.places[5]);
+        for (std::string prompt; std::getline(prompts, prompt);)
+            BONSAI_TRY(draw(o, prompt, pipeline.get(), &m));
+        print(o, m, *used);
+    }
     return Status();
 }
 
@@ -190,9 +215,9 @@ Status run(const Options& o) {
 int main(int argc, char** argv) {
     Options options;
     if (!parse(argc, argv, &options)) {
-        std::fprintf(stderr, "usage: bonsai-bench-warm MODEL DEVICE fast|exact WIDTHxHEIGHT STEPS "
-                             "PROMPTS.txt [FOLDER] [--batch N] [--split] [--max-memory BYTES] "
-                             "[--threads N]\n");
+        std::fprintf(stderr, "usage: bonsai-bench-warm MODEL DEVICE fast|exact "
+                             "WIDTHxHEIGHT[,...] STEPS PROMPTS.txt [FOLDER] [--batch N] [--split] "
+                             "[--max-memory BYTES] [--threads N]\n");
         return 2;
     }
     const Status status = run(options);
