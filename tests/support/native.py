@@ -119,6 +119,11 @@ def convert(source: Path, model: Path, *options: str) -> Path:
     return model
 
 
+def device_under_test() -> str:
+    """Where pictures are computed that any device has to get right."""
+    return os.environ.get("BONSAI_TEST_DEVICE", "cpu")
+
+
 def probe(
     executable: Path,
     model: Path,
@@ -126,10 +131,14 @@ def probe(
     out: Path,
     precision: str = "exact",
     threads: int = 2,
-    device: str = "cpu",
+    device: str | None = None,
     **environment: str,
 ) -> dict[str, np.ndarray]:
-    """Run the engine on a case; returns its intermediates by name, read from OUT/NAME.npy."""
+    """Run the engine on a case; returns its intermediates by name, read from OUT/NAME.npy.
+
+    Without a device: $BONSAI_TEST_DEVICE or the processor.
+    """
+    device = device or device_under_test()
     out.mkdir(parents=True, exist_ok=True)
     command = [executable, model, "--prompt", case.prompt]
     command += ["--width", str(case.width), "--height", str(case.height)]
