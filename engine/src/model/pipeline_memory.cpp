@@ -48,10 +48,11 @@ Status Pipeline::plan_decode(int64_t height, int64_t width, uint64_t budget,
 // How many pictures are drawn together: as many as the device gains by and has room for beside all
 // weights, in batches of one size. Kernels want a picture's first row at a multiple of 16.
 int64_t Pipeline::choose_batch(const Request& request) const {
-    constexpr int64_t kRows = 16;
+    constexpr int64_t kRows = 16, kEnough = 4096; // rows that fill every device: more gain nothing
     const int64_t tokens =
         config_.text.max_tokens + request.height / kSizeMultiple * (request.width / kSizeMultiple);
-    int64_t most = std::min(request.images, backend_->batch());
+    int64_t most =
+        std::min({request.images, backend_->batch(), std::max<int64_t>(1, kEnough / tokens)});
     if (request.probe || tokens % kRows != 0 || !transformer_.quantised()) most = 1;
     const uint64_t limit = memory_limit();
     const auto fits = [&](int64_t pictures) {
