@@ -73,7 +73,10 @@ def check(status: int) -> None:
 
 def encode(name: str, value: str | os.PathLike) -> bytes:
     """str to what C takes. Lone surrogates pass, so that the engine itself reports invalid text."""
-    value = os.fspath(value)
+    try:
+        value = os.fspath(value)
+    except TypeError:
+        raise errors.ArgumentError(f"{name}={value!r}: expected text") from None
     data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
     if b"\0" in data:
         raise errors.ArgumentError(f"{name} contains a zero character; remove it")

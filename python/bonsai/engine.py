@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
-import operator
 import os
 import queue
-import secrets
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any, Callable, Union
 import numpy as np
 from PIL import Image
 
+from ._arguments import PRECISIONS, choice, generate_params, integer, listener
 from ._lib import check, encode, ffi, lib, new_struct, text
 from ._progress import Bar
 from .errors import ArgumentError, Cancelled
@@ -24,33 +26,19 @@ from .library import find_model
 from .types import STAGES, ModelInfo, Progress, Step, from_struct
 
 _log = logging.getLogger("bonsai")
-_DTYPES = ("f32", "f16", "bf16")
-_PRECISIONS = ("fast", "exact")
-
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 ProgressArgument = Union[bool, Callable[[Progress], Any], None]
-
-
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> int:
-    if value not in choices:
-        raise ArgumentError(f"{name}={value!r}: expected one of {', '.join(choices)}")
-    return choices.index(value)
-
-
-def _integer(name: str, value: Any, low: int, high: int, default: int = 0) -> int:
-    """In C a zero asks for the default; here None does, and a zero is the mistake it looks like."""
-    if value is None:
-        return default
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ArgumentError(f"{name}={value!r}: expected a whole number") from None
-    if not low <= number <= high:
-        raise ArgumentError(f"{name}={number}: expected {low} to {high}")
-    return number
 
 
 def _picture(rgb: Any, width: int, height: int) -> Image.Image:
     return Image.frombytes("RGB", (width, height), bytes(ffi.buffer(rgb, width * height * 3)))
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Daemon threads must not come back from a call when the interpreter is gone."""
+    for engine in list(_engines):
+        engine._stop(10)
 
 
 class Engine:
@@ -66,6 +54,7 @@ class Engine:
     max_memory: bytes to stay below, by streaming weights and decoding in strips.
 
     Methods may be called from any thread; those of one engine that compute wait for each other.
+    A process that a fork makes opens engines of its own: the threads of others stay behind.
     Warnings of the engine go to the logger "bonsai".
     """
 
@@ -79,6 +68,7 @@ class Engine:
         max_memory: int | None = None,
     ) -> None:
         self._ctx = None
+        self._process = os.getpid()
         self._idle = threading.Condition()
         self._users: list[int] = []  # threads inside a call of the library
         self._closing = False
@@ -90,9 +80,9 @@ class Engine:
         device_name = ffi.new("char[]", encode("device", device))
         params = ffi.new("bonsai_open_params *")
         lib.bonsai_open_params_init(params)
-        params.threads = _integer("threads", threads, 1, 4096)
-        params.precision = _choice("precision", precision, _PRECISIONS)
-        params.max_memory = _integer("max_memory", max_memory, 1, 2**63)
+        params.threads = integer("threads", threads, 1, 4096)
+        params.precision = choice("precision", precision, PRECISIONS)
+        params.max_memory = integer("max_memory", max_memory, 1, 2**63)
         params.device = device_name
         params.log = self._log_callback = log
         out = ffi.new("bonsai_context **")
@@ -101,6 +91,7 @@ class Engine:
         info = new_struct("bonsai_model_info")
         check(lib.bonsai_model_get_info(self._ctx, info))
         self._info: ModelInfo = from_struct(ModelInfo, info)
+        _engines.add(self)
 
     @property
     def info(self) -> ModelInfo:
@@ -136,17 +127,17 @@ class Engine:
         picture.save(path, pnginfo=bonsai.pnginfo(picture)).
         """
         bar = Bar() if progress is True else None
-        report = bar if bar is not None else progress or None
+        report = bar if bar is not None else listener("progress", progress or None)
         try:
             images = self._draw(
                 prompt,
                 report,
-                callback,
+                listener("callback", callback),
                 width=width,
                 height=height,
                 steps=steps,
                 seed=seed,
-                n=_integer("n", n, 1, 10000),
+                n=n,
                 guidance=guidance,
                 shift=shift,
                 noise_dtype=noise_dtype,
@@ -156,7 +147,7 @@ class Engine:
         finally:
             if bar is not None:
                 bar.close()
-        return images if n > 1 else images[0]
+        return images if len(images) > 1 else images[0]
 
     def stream(
         self,
@@ -269,16 +260,27 @@ class Engine:
 
     def close(self) -> None:
         """Stops what still runs on other threads and releases the model. May be called again."""
+        if self._process != os.getpid():
+            self._ctx = None  # its threads, which closing would wait for, are not here
+            return
         with self._idle:
             if threading.get_ident() in self._users:
                 raise ArgumentError("close() inside a callback; raise an exception instead")
-            self._closing = True
-            while self._users:
-                lib.bonsai_cancel(self._ctx)
-                self._idle.wait(0.05)
+            self._stop()
             ctx, self._ctx = self._ctx, None
         if ctx is not None:
             lib.bonsai_close(ctx)
+
+    def _stop(self, seconds: float = float("inf")) -> None:
+        """Takes no more calls, cancels those that run and waits for them."""
+        if self._process != os.getpid():
+            return
+        end = time.monotonic() + seconds
+        with self._idle:
+            self._closing = True
+            while self._users and time.monotonic() < end:
+                lib.bonsai_cancel(self._ctx)
+                self._idle.wait(0.05)
 
     def __enter__(self) -> Engine:
         return self
@@ -291,6 +293,9 @@ class Engine:
         if getattr(self, "_ctx", None) is not None:
             self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an Engine cannot be copied or pickled; open the model again")
+
     def __repr__(self) -> str:
         state = "closed" if self._ctx is None else self._info.device
         return f"<bonsai.Engine {self._info.name} ({self._info.variant}), {state}>"
@@ -298,6 +303,8 @@ class Engine:
     @contextmanager
     def _use(self) -> Iterator[Any]:
         """The context, guarded against close() on another thread."""
+        if self._process != os.getpid():
+            raise ArgumentError("the engine was opened before a fork; open it in this process")
         me = threading.get_ident()
         with self._idle:
             if self._closing or self._ctx is None:
@@ -357,7 +364,7 @@ class Engine:
             return 0
 
         text_data = ffi.new("char[]", encode("prompt", prompt))
-        params = self._params(**settings)
+        params = generate_params(**settings)
         params.prompt = text_data
         params.on_progress = progress_callback
         if on_step is not None:
@@ -373,35 +380,6 @@ class Engine:
             finally:
                 for i in range(params.images):
                     lib.bonsai_image_free(ffi.addressof(images, i))
-
-    @staticmethod
-    def _params(
-        width: int | None,
-        height: int | None,
-        steps: int | None,
-        seed: int | None,
-        n: int,
-        guidance: float | None,
-        shift: float | None,
-        noise_dtype: str,
-        timestep_dtype: str,
-        preview_every: int,
-    ) -> Any:
-        params = ffi.new("bonsai_generate_params *")
-        lib.bonsai_generate_params_init(params)
-        params.width = _integer("width", width, 1, 2**16)
-        params.height = _integer("height", height, 1, 2**16)
-        params.steps = _integer("steps", steps, 1, 10000)
-        params.images = n
-        params.seed = _integer("seed", seed, 0, 2**64 - 1, default=secrets.randbits(32))
-        params.preview_every = _integer("preview_every", preview_every, 0, 10000)
-        params.noise_dtype = _choice("noise_dtype", noise_dtype, _DTYPES)
-        params.timestep_dtype = _choice("timestep_dtype", timestep_dtype, _DTYPES)
-        if guidance is not None:
-            params.guidance = guidance
-        if shift is not None:
-            params.shift = shift
-        return params
 
     @staticmethod
     def _finish(image: Any) -> Image.Image:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from ._arguments import integer
 from ._lib import check, encode, ffi, lib, new_struct, take_text, text
 from .errors import ArgumentError, FileError
 from .types import DeviceInfo, from_struct
@@ -29,6 +30,8 @@ def find_model(model: str | os.PathLike | None = None) -> str | os.PathLike:
     """model, else $BONSAI_MODEL, else an installed one, else the demo model (the log says so).
 
     "hub:owner/name" is fetched and converted once, with progress on stderr."""
+    if model == "":
+        raise ArgumentError("model='': expected the path of a GGUF file or hub:owner/name")
     given = model if model is not None else os.environ.get("BONSAI_MODEL")
     if isinstance(given, str) and given.startswith("hub:"):
         return _hub_model(given)
@@ -88,7 +91,7 @@ def self_test(device: str | None = None, threads: int = 0) -> dict[str, Any]:
     name = ffi.new("char[]", encode("device", device)) if device else ffi.NULL
     params = ffi.new("bonsai_open_params *")
     lib.bonsai_open_params_init(params)
-    params.device, params.threads = name, threads
+    params.device, params.threads = name, integer("threads", threads, 0, 4096)
     out = ffi.new("char **")
     check(lib.bonsai_self_test(params, 1, out, ffi.NULL))
     return json.loads(take_text(out[0]))
@@ -96,8 +99,14 @@ def self_test(device: str | None = None, threads: int = 0) -> dict[str, Any]:
 
 def noise(seed: int, count: int) -> np.ndarray:
     """float32 standard normals, those of torch.randn with a CPU generator; count is at least 16."""
-    out = np.empty(max(count, 0), np.float32)
-    check(lib.bonsai_noise(seed % 2**64, ffi.from_buffer("float[]", out), out.size))
+    out = np.empty(integer("count", count, 16, 2**48), np.float32)
+    check(
+        lib.bonsai_noise(
+            integer("seed", seed, -(2**63), 2**64 - 1) % 2**64,
+            ffi.from_buffer("float[]", out),
+            out.size,
+        )
+    )
     return out
 
 

@@ -155,6 +155,11 @@ WRONG = {
     "noise_dtype": {"noise_dtype": "f64"},
     "shift": {"shift": float("nan")},
     "guidance": {"guidance": float("nan")},
+    "guidance in words": {"guidance": "7"},
+    "a float as width": {"width": 64.0},
+    "more pictures than one call draws": {"n": 4097},
+    "no function for progress": {"progress": "yes"},
+    "no function for steps": {"callback": 1},
 }
 
 
@@ -170,6 +175,16 @@ def test_wrong_prompts(shared_engine):
         shared_engine.generate("a\0b", **SMALL)
     with pytest.raises(bonsai.ArgumentError, match="UTF-8"):
         shared_engine.generate("a\ud800b", **SMALL)
+    for prompt in (None, 3, ["a", "b"]):
+        with pytest.raises(bonsai.ArgumentError, match="^prompt=.*expected text"):
+            shared_engine.generate(prompt, **SMALL)
+
+
+def test_numbers_of_numpy(shared_engine):
+    plain = shared_engine.generate("x", seed=7, guidance=1.0, **SMALL)
+    sizes = {name: np.int32(value) for name, value in SMALL.items()}
+    same = shared_engine.generate("x", seed=np.uint64(7), guidance=np.float32(1), **sizes)
+    assert np.array_equal(np.asarray(plain), np.asarray(same))
 
 
 def test_wrong_engines(model, tmp_path):
@@ -183,6 +198,8 @@ def test_wrong_engines(model, tmp_path):
         Engine(model, device="cuda:7")
     with pytest.raises(bonsai.ArgumentError, match="fast"):
         Engine(model, precision="best")
+    with pytest.raises(bonsai.ArgumentError, match="hub:owner/name"):
+        Engine("")  # not the demo model
 
 
 def test_which_model(model, monkeypatch, caplog):
@@ -223,6 +240,8 @@ def test_library_functions(model, tmp_path):
     assert not np.array_equal(bonsai.noise(1, 64), bonsai.noise(2, 64))
     with pytest.raises(bonsai.ArgumentError):
         bonsai.noise(1, 3)
+    with pytest.raises(bonsai.ArgumentError, match="seed=1.5"):
+        bonsai.noise(1.5, 16)
     assert bonsai.describe(model)
     bonsai.verify(model)
     data = bytearray(model.read_bytes())

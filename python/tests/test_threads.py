@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -126,6 +128,69 @@ def test_close_is_idempotent_and_final(model):
         with pytest.raises(bonsai.ArgumentError, match="closed"):
             call()
     assert engine.info.variant == "ternary" and "closed" in repr(engine)
+
+
+LEFT = """
+    import sys, threading
+    from bonsai import Engine
+    engine = Engine(sys.argv[1])
+    long = dict(width=256, height=256, steps=1000, seed=1)
+    if sys.argv[2] == "stream":
+        steps = engine.stream("x", **long)
+        next(steps)
+    else:
+        begun = threading.Event()
+        draw = lambda: engine.generate("x", progress=lambda _: begun.set(), **long)
+        threading.Thread(target=draw, daemon=True).start()
+        begun.wait()
+    print("left")
+"""
+
+
+@pytest.mark.parametrize("how", ["stream", "daemon"])
+def test_a_program_may_end_while_it_draws(model, how):
+    script = textwrap.dedent(LEFT)
+    done = subprocess.run(
+        [sys.executable, "-c", script, model, how], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("left\n", 0), done.stderr
+
+
+FORKED = """
+    import os, sys, warnings
+    import bonsai
+    warnings.simplefilter("ignore")  # of forks beside threads
+    small = dict(width=64, height=64, steps=1, seed=1)
+    engine = bonsai.Engine(sys.argv[1])
+    picture = engine.generate("x", **small)
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.generate("x", **small)
+        except bonsai.ArgumentError as error:
+            assert "fork" in str(error)
+            engine.close()
+            with bonsai.Engine(sys.argv[1]) as own:
+                assert own.generate("x", **small).tobytes() == picture.tobytes()
+            sys.exit(7)
+    assert os.waitpid(child, 0)[1] == 7 << 8
+    assert engine.generate("x", **small).tobytes() == picture.tobytes()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_opens_engines_of_its_own(model):
+    script = textwrap.dedent(FORKED)
+    done = subprocess.run(
+        [sys.executable, "-c", script, model], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_engines_have_no_copies(shared_engine):
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="open the model again"):
+            copied(shared_engine)
 
 
 def test_close_stops_other_threads(model):
