@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention_mma: out = softmax(scale * q k^T) v for heads of up to 128, all chips from sm_75 on.
 // Layout:   q, k, v f32 or f16, out f32, row strides. Scratch: k and v as f16 [kv head, key, kDim],
-// zero
-//           behind the last key and the last dimension; with kExact a second plane holds what
+//           zero behind the last key and the last dimension; with kExact a second plane holds what
 //           rounding lost.
 // Maths:    S = q k^T and O = p v on tensor cores with f32 sums; softmax in one pass with a running
 //           maximum, base 2 (Dao et al. 2022, FlashAttention). kExact: each operand is the sum of

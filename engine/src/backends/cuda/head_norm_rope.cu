@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // head_norm_rope: each head of a row divided by its root mean square, times gain[head_dim]; then
 // pair i, (a, b), becomes (a cos - b sin, b cos + a sin) with the row's cos[i], sin[i]. In place,
-// on one or two matrices by one launch. Layout:   x f32 or f16 rows with a stride, head h at column
-// h * head_dim; cos, sin
+// on one or two matrices by one launch.
+// Layout:   x f32 or f16 rows with a stride, head h at column h * head_dim; cos, sin
 //           [S, head_dim / 2].
 // Maths:    f32, sums in a fixed tree.
 // Work:     heads of 128: a warp eight heads of a row, half a warp a head, eight columns a lane;

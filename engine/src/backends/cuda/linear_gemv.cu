@@ -3,9 +3,8 @@
 // Layout:   as linear_exact.
 // Maths:    f32 products and sums; partial sums of a row are added in a fixed order.
 // Work:     a block owns 16 features. Block types: a warp takes every eighth unit of the slab, a
-// lane
-//           its two rows (weight_layout.h). Float types: a warp takes two rows, a lane every 32nd
-//           quad.
+//           lane its two rows (weight_layout.h). Float types: a warp takes two rows, a lane every
+//           32nd quad.
 // Roofline: every weight is read once: memory-bound, 4 M operations over 1 (Q8_0) to 4 bytes.
 #include "backends/cuda/linear.cuh"
 

@@ -28,11 +28,14 @@ __host__ __device__
     return (k & ~int64_t{15}) | (k & 2) << 2 | (k & 12) >> 1 | (k & 1);
 }
 
-// Which kind a product of weights `dtype` takes; exact: within 2^-16 of |x| |W|, else 2^-10.
+// Whether weights `dtype` meet such x; exact: within 2^-16 of |x| |W|, else 2^-10.
 bool linear_half_serves(const Context& context, const LinearArgs& args, DType dtype, bool exact);
+// What x has to become for them.
 HalfKind half_kind(DType dtype, bool exact);
+// f32 x of any stride, in the context's scratch.
 Status half_rows(const Context& context, const Tensor& x, HalfKind kind, HalfRows* out);
 
+// The projections of `args` in `mask`, of one type. args.x tells its shape only.
 Status linear_half(const Context& context, const HalfRows& x, const LinearArgs& args,
                    unsigned mask);
 

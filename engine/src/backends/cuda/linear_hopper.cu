@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear_hopper: y[M,N] = x[M,K] W[N,K]^T with int8 x and folded low-bit W, wgmma (sm_90a)
-// Layout:   x: int8, a scale a token and 128 or 512 inputs. W: folded (weight_layout.h). The copy
-//           engine brings both to shared memory: x in rows of 128 bytes, swizzled, as the B
+// Layout:   x: int8, a scale a token and 128, 256 or 512 inputs. W: folded (weight_layout.h). The
+//           copy engine brings both to shared memory: x in rows of 128 bytes, swizzled, as the B
 //           operand; W packed, unpacked in registers by a shift, a mask and `prmt`, as the A
 //           operand.
 // Maths:    W[n, k] = factor[n] * r[n, k / 128] * code[n, k], r * code in int8, where
@@ -16,10 +16,9 @@
 //           lane feeds stages of K = 128 to both: two copies a stage, and the scales with the last
 //           of their stages. Two products that differ in x, weights and results share a launch.
 // Roofline: tensor cores: 2 M N K operations at 4096 products a cycle and multiprocessor, 768
-// cycles
-//           a stage of 128 x 192. Beside them, of each warp: unpacking 56 instructions a stage; 96
-//           conversions at half rate, 96 fused multiply-adds and 24 loads for each scale of x.
-//           L2: 37 bytes a cycle and multiprocessor at that rate.
+//           cycles a stage of 128 x 192. Beside them, of each warp: unpacking 56 instructions a
+//           stage; 96 conversions at half rate, 96 fused multiply-adds and 24 loads for each scale
+//           of x. L2: 37 bytes a cycle and multiprocessor at that rate.
 #include <utility>
 
 #include "backends/cuda/linear_hopper.cuh"

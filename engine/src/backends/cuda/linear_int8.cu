@@ -3,14 +3,14 @@
 // Layout:   x: linear_quantize.cu. W: weight_layout.h, read from global memory straight into the A
 //           operand, unpacked by shifts and masks. y f32 rows with a stride.
 // Maths:    per block of 32 or group of 128: d = sum of codes, exact in s32;
-//           y += x_scale * (w_scale * d + w_offset * sum of x codes), f32, K ascending. K % 128 =
-//           0.
+//           y += x_scale * (w_scale * d + w_offset * sum of x codes), f32, K ascending.
+//           K % 128 = 0.
 // Work:     a block owns 128 features x 64 or 128 tokens of y, a warp 32 x half of them; stages of
 //           K = 128 of x in shared memory, 16-byte pieces swizzled by the token; packed weights a
 //           stage ahead in registers.
 // Roofline: 2 M N K operations over M K (N / 128) + N K / 4 (M / 128) bytes out of L2;
-// compute-bound
-//           from M = 128 on. Serves chips without wgmma, and the types with blocks of 32.
+//           compute-bound from M = 128 on. Serves chips without wgmma, and int8 x with types of
+//           blocks of 32.
 #include "backends/cuda/linear.cuh"
 
 namespace bonsai::cuda {

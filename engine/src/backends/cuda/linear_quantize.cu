@@ -3,7 +3,7 @@
 // Layout:   x f32 or f16 rows with a stride; q row-major; scales token-innermost, as the kernels
 //           read them.
 // Maths:    quantize_group.cuh.
-// Work:     a warp 512 columns of a row: a group, or four.
+// Work:     a warp 512 columns of a row: one, two or four groups.
 // Roofline: reads 4 (f16: 2) M K bytes, writes M K; memory-bound.
 #include "backends/cuda/linear.cuh"
 #include "backends/cuda/quantize_group.cuh"

@@ -8,9 +8,9 @@
 
 namespace bonsai::cuda {
 
-// Boxes of box_rows rows and 128 bytes, swizzled as hopper.cuh says, of a matrix of f16 numbers or
-// of bytes. `row_bytes` from one row to the next, a multiple of 16; data aligned to 16. What lies
-// outside the matrix reads as zero.
+// Boxes of box_rows rows and 128 bytes, swizzled as hopper.cuh says, of a matrix of 16-bit numbers
+// or of bytes. `row_bytes` from one row to the next, a multiple of 16; data aligned to 16. What
+// lies outside the matrix reads as zero.
 Status make_tensor_map(CUtensorMapDataType type, const void* data, int64_t rows, int64_t cols,
                        int64_t row_bytes, int box_rows, CUtensorMap* map);
 
