@@ -59,6 +59,13 @@ struct Halves {
     int rows, padded_rows, head_dim, heads;
 };
 
+template <int kDim, bool kExact> struct Tile {
+    static constexpr int kKeys = kExact ? 32 : 64;
+    static constexpr int kPitch = kDim * 2 + 16; // bytes; rows start 4 banks apart modulo 32
+    static constexpr int kPlane = kKeys * kPitch;
+    static constexpr int kBytes = kPlane * (kExact ? 2 : 1);
+};
+
 } // namespace
 
 // f32 [row, head * head_dim] to f16 [head, padded row, kDim], 8 numbers a thread.
@@ -90,13 +97,6 @@ static __global__ void __launch_bounds__(256) halves_kernel(const Halves h) {
         *reinterpret_cast<uint4*>(h.out + h.plane + at) =
             make_uint4(low[0], low[1], low[2], low[3]);
 }
-
-template <int kDim, bool kExact> struct Tile {
-    static constexpr int kKeys = kExact ? 32 : 64;
-    static constexpr int kPitch = kDim * 2 + 16; // bytes; rows start 4 banks apart modulo 32
-    static constexpr int kPlane = kKeys * kPitch;
-    static constexpr int kBytes = kPlane * (kExact ? 2 : 1);
-};
 
 template <int kDim, bool kExact>
 __device__ __forceinline__ void load_tile(const __half* from, int64_t plane, uint32_t to) {

@@ -9,8 +9,6 @@
 //        them are multiples of 2^-24; |weights| beyond 65504 become infinite.
 #pragma once
 
-#include <type_traits>
-
 #include "backends/cuda/mma.cuh"
 #include "backends/cuda/weight_layout.cuh"
 

@@ -15,6 +15,8 @@ namespace bonsai::cuda {
 
 constexpr int kThreads = 288; // two warpgroups and a warp
 
+namespace {
+
 // kRows: times 64 rows of a warpgroup. kBlocks: of a multiprocessor.
 template <int kRowsOf64, int kColumns, int kDepth, int kResident> struct Tile {
     static constexpr int kRows = kRowsOf64, kTileN = kColumns, kStages = kDepth;
@@ -27,6 +29,8 @@ template <int kRowsOf64, int kColumns, int kDepth, int kResident> struct Tile {
 };
 using TallTile = Tile<2, 128, 4, 1>;
 using SmallTile = Tile<1, 128, 3, 2>;
+
+} // namespace
 
 #if defined(BONSAI_SM90A)
 

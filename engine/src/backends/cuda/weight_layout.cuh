@@ -199,11 +199,4 @@ __device__ inline float4 weight_values(DType dtype, const uint8_t* base, int64_t
     return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-__device__ inline float weight_value(DType dtype, const uint8_t* base, int64_t cols, int64_t row,
-                                     int64_t col) {
-    const float4 v = weight_values(dtype, base, cols, row, col / 4 * 4);
-    const int j = static_cast<int>(col & 3);
-    return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
-}
-
 } // namespace bonsai::cuda
