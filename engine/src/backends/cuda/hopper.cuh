@@ -13,6 +13,9 @@
 
 namespace bonsai::cuda {
 
+constexpr int kSharedLimit = 227 * 1024; // bytes of shared memory that a block may have
+constexpr int kBarrierBytes = 16;        // of a stage of a StageRing
+
 #if defined(BONSAI_SM90A)
 
 // -- mbarriers: addresses in shared memory --
@@ -46,6 +49,31 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
                  "r"(parity)
                  : "memory");
 }
+
+// A ring of stages in shared memory, and where a thread stands in it. Behind kOffset bytes lie two
+// barriers a stage: it is full, it is empty.
+template <int kStages, uint32_t kOffset> struct StageRing {
+    uint32_t base; // of the shared memory
+    int stage = 0;
+    uint32_t phase = 0; // parity of the rounds
+    __device__ explicit StageRing(uint32_t start) : base(start) {}
+    // By one thread, before others wait. Copies fill a stage; `readers` say that it is empty.
+    __device__ __forceinline__ void init(int readers) const {
+        for (int s = 0; s < kStages; ++s) {
+            barrier_init(full(s), 1);
+            barrier_init(full(s) + 8, readers);
+        }
+        barrier_init_fence();
+    }
+    __device__ __forceinline__ uint32_t full(int s) const {
+        return base + kOffset + kBarrierBytes * s;
+    }
+    __device__ __forceinline__ uint32_t full() const { return full(stage); }
+    __device__ __forceinline__ uint32_t empty() const { return full(stage) + 8; }
+    __device__ __forceinline__ void next() {
+        if (++stage == kStages) stage = 0, phase ^= 1;
+    }
+};
 
 // -- copies that complete on a barrier --
 

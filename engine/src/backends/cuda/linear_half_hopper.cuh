@@ -17,7 +17,6 @@ constexpr int kBlocksOf64 = 2; // rows of a warpgroup, times 64
 constexpr int kTileRows = 128 * kBlocksOf64, kTileTokens = 128;
 constexpr int kTileSlabs = kTileRows / kSlabRows;
 constexpr int kSums = 64; // of a thread and block of 64 rows
-constexpr int kSharedLimit = 227 * 1024;
 
 struct Maps {
     CUtensorMap x[2]; // terms
@@ -62,8 +61,9 @@ template <DType kType, bool kExact> struct Shape {
     static constexpr int kWBoxes = kFloat ? (kType == DType::kF32 ? 2 : 1) : 0;
     static constexpr int kWBytes = kTileSlabs * kSlabBytes * (kFloat ? kWBoxes : 1);
     static constexpr int kCopiedBytes = kXBytes + kWBytes;
-    static constexpr int kStages = std::min(8, (kSharedLimit - 1024) / (kCopiedBytes + 16));
-    static constexpr int kBytes = 1024 + kStages * (kCopiedBytes + 16);
+    static constexpr int kStages =
+        std::min(8, (kSharedLimit - 1024) / (kCopiedBytes + kBarrierBytes));
+    static constexpr int kBytes = 1024 + kStages * (kCopiedBytes + kBarrierBytes);
     // Steps of 16 columns whose products are queued together.
     static constexpr int kBatch = 2;
     static constexpr int kBatches = kStageK / 16 / kBatch; // even
@@ -107,23 +107,12 @@ __device__ __forceinline__ void store_rows(const Work& work, int tile, int slab,
 
 #if defined(BONSAI_SM90A)
 
-// Addresses of a stage's pieces in shared memory, and where the ring stands.
-template <typename S> struct Ring {
-    uint32_t base;
-    int stage = 0;
-    uint32_t phase = 0;
-    __device__ explicit Ring(uint32_t start) : base(start) {}
-    __device__ __forceinline__ uint32_t x() const { return base + stage * S::kXBytes; }
+// Addresses of a stage's pieces in shared memory.
+template <typename S> struct Ring : StageRing<S::kStages, S::kStages * S::kCopiedBytes> {
+    using Ring::StageRing::StageRing;
+    __device__ __forceinline__ uint32_t x() const { return this->base + this->stage * S::kXBytes; }
     __device__ __forceinline__ uint32_t weights() const {
-        return base + S::kStages * S::kXBytes + stage * S::kWBytes;
-    }
-    __device__ __forceinline__ uint32_t full(int s) const {
-        return base + S::kStages * S::kCopiedBytes + 16 * s;
-    }
-    __device__ __forceinline__ uint32_t full() const { return full(stage); }
-    __device__ __forceinline__ uint32_t empty() const { return full(stage) + 8; }
-    __device__ __forceinline__ void next() {
-        if (++stage == S::kStages) stage = 0, phase ^= 1;
+        return this->base + S::kStages * S::kXBytes + this->stage * S::kWBytes;
     }
 };
 

@@ -223,13 +223,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     extern __shared__ uint8_t shared[];
     const uint32_t base = (shared_address(shared) + 1023) / 1024 * 1024;
     const HopperRing<T> ring(base);
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < T::kStages; ++s) {
-            barrier_init(ring.full(s), 1);
-            barrier_init(ring.full(s) + 8, 4 * T::kConsumers);
-        }
-        barrier_init_fence();
-    }
+    if (threadIdx.x == 0) ring.init(4 * T::kConsumers); // warps
     __syncthreads();
     const int group = static_cast<int>(threadIdx.x) / 128;
     if (group == T::kConsumers) {

@@ -11,7 +11,6 @@
 
 namespace bonsai::cuda {
 
-constexpr int kSharedLimit = 227 * 1024;
 // Shared memory in which a warp turns 16 features x 16 tokens of results; rows of 20 floats, so
 // that no two lanes of its stores share a bank.
 constexpr int kRoomStride = 20, kRoomBytes = 16 * kRoomStride * 4;
@@ -47,7 +46,8 @@ struct HopperTile {
     static constexpr int kSlabs = 4 * kBlocks * kConsumers, kRows = kSlabs * kSlabRows;
     static constexpr int kCodeBytes = kTokens * kGroup, kScaleBytes = kTokens * 4;
     static constexpr int kUnitBytes = kSlabUnitBytes<kType>;
-    static constexpr int kStageBytes = kCodeBytes + kScaleBytes + kSlabs * kUnitBytes + 16;
+    static constexpr int kStageBytes =
+        kCodeBytes + kScaleBytes + kSlabs * kUnitBytes + kBarrierBytes;
     static constexpr int kRooms = 4 * kConsumers * kRoomBytes;
     static constexpr int kStages = std::min(16, (kSharedLimit - 1024 - kRooms) / kStageBytes);
     static constexpr int kBytes = 1024 + kStages * kStageBytes + kRooms;
@@ -55,31 +55,23 @@ struct HopperTile {
 
 #if defined(BONSAI_SM90A)
 
-// Addresses of a stage's pieces in shared memory, and where the ring stands. Two barriers a stage.
-template <typename T> struct HopperRing {
-    uint32_t base;
-    int stage = 0;
-    uint32_t phase = 0;
-    __device__ explicit HopperRing(uint32_t start) : base(start) {}
-    __device__ __forceinline__ uint32_t codes() const { return base + stage * T::kCodeBytes; }
+// Addresses of a stage's pieces in shared memory.
+template <typename T>
+struct HopperRing : StageRing<T::kStages, T::kStages*(T::kStageBytes - kBarrierBytes)> {
+    using HopperRing::StageRing::StageRing;
+    __device__ __forceinline__ uint32_t codes() const {
+        return this->base + this->stage * T::kCodeBytes;
+    }
     __device__ __forceinline__ uint32_t weights() const {
-        return base + T::kStages * T::kCodeBytes + stage * (T::kSlabs * T::kUnitBytes);
+        return this->base + T::kStages * T::kCodeBytes + this->stage * (T::kSlabs * T::kUnitBytes);
     }
     __device__ __forceinline__ uint32_t scales() const {
-        return base + T::kStages * (T::kCodeBytes + T::kSlabs * T::kUnitBytes) +
-               stage * T::kScaleBytes;
+        return this->base + T::kStages * (T::kCodeBytes + T::kSlabs * T::kUnitBytes) +
+               this->stage * T::kScaleBytes;
     }
-    __device__ __forceinline__ uint32_t full(int s) const {
-        return base + T::kStages * (T::kStageBytes - 16) + 16 * s;
-    }
-    __device__ __forceinline__ uint32_t full() const { return full(stage); }
-    __device__ __forceinline__ uint32_t empty() const { return full(stage) + 8; }
     // The room of a consumers' warp.
     __device__ __forceinline__ uint32_t room(int warp) const {
-        return base + T::kStages * T::kStageBytes + warp * kRoomBytes;
-    }
-    __device__ __forceinline__ void next() {
-        if (++stage == T::kStages) stage = 0, phase ^= 1;
+        return this->base + T::kStages * T::kStageBytes + warp * kRoomBytes;
     }
 };
 
