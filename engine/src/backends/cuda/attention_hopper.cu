@@ -23,6 +23,8 @@ namespace bonsai::cuda {
 
 namespace {
 
+constexpr int kTileKeys = 128; // kKeys of all kernels below
+
 struct Operands {
     const float *k, *v;
     int64_t k_stride, v_stride;
@@ -214,17 +216,16 @@ bool hopper_takes(const AttentionArgs& args) {
 }
 
 uint64_t hopper_scratch(const Context& context, const AttentionArgs& args) {
-    constexpr int kKeys = 128;
-    const Flash f = describe<kKeys>(context, args);
+    const Flash f = describe<kTileKeys>(context, args);
     const bool wide = args.out.dtype == DType::kI8 && args.out.scale_group != kGroup;
     const uint64_t halves = wide ? static_cast<uint64_t>(args.out.rows * args.out.cols) : 0;
     const uint64_t rounded =
-        mappable(args) ? 0 : uint64_t{2} * args.kv_heads * f.tiles * kKeys * kDim;
+        mappable(args) ? 0 : uint64_t{2} * args.kv_heads * f.tiles * kTileKeys * kDim;
     return 2 * (halves + rounded) + part_lines(f) * (kDim * sizeof(float) + sizeof(float2));
 }
 
 Status attention_hopper(const Context& context, const AttentionArgs& args) {
-    return attend<128>(context, args);
+    return attend<kTileKeys>(context, args);
 }
 
 } // namespace bonsai::cuda

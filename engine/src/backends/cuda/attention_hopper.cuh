@@ -195,6 +195,23 @@ __device__ __forceinline__ void pack_weights_of(const float (&s)[kKeys / 2],
             p[i][j] = pack_half(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
 }
 
+// The warpgroup's queries, which it stores itself where no tensor map brings them; returns where
+// they lie.
+template <int kKeys, bool kDirect>
+__device__ __forceinline__ uint32_t take_queries(const Flash& f, uint32_t base, int group,
+                                                 const Share& share, int turn) {
+    using S = Shared<kKeys>;
+    const uint32_t q = base + S::kQ + turn % kStages * S::kQTile + group * 16384;
+    if constexpr (kDirect) {
+        barrier_wait(base + S::barrier(kFullQ, turn % kStages), parity_of(turn));
+    } else {
+        store_queries(f, q, share.first_row + group * 64, share.head);
+        async_fence();
+        group_sync(1 + group, 128);
+    }
+    return q;
+}
+
 // A warpgroup, `group` 0 or 1, in its block's turn-th share, whose keys begin as the n-th tile of
 // the ring.
 template <int kKeys, bool kDirect, Result kResult>
@@ -204,15 +221,7 @@ __device__ __forceinline__ void consume(const Flash& f, uint32_t base, int group
     const int lane = static_cast<int>(threadIdx.x) % 128;
     const int first_row = share.first_row + group * 64;
     const int row = first_row + lane / 32 * 16 + lane % 32 / 4;
-    const uint32_t q = base + S::kQ + turn % kStages * S::kQTile + group * 16384;
-    if constexpr (kDirect) {
-        barrier_wait(base + S::barrier(kFullQ, turn % kStages), parity_of(turn));
-    } else {
-        store_queries(f, q, first_row, share.head);
-        async_fence();
-        group_sync(1 + group, 128);
-    }
-
+    const uint32_t q = take_queries<kKeys, kDirect>(f, base, group, share, turn);
     float s[kKeys / 2], out[kDim / 2] = {};
     float maximum[2] = {-INFINITY, -INFINITY}, total[2] = {}, fade[2];
     uint32_t p[kKeys / 16][4];

@@ -59,12 +59,17 @@ template <int kKeys> __device__ __forceinline__ Share share_of(const Flash& f, i
 
 #if defined(BONSAI_SM90A)
 
+// Over the four lanes that share a row.
+__device__ __forceinline__ float sum_of_row(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 __device__ __forceinline__ void store_rows(const Flash& f, int row, int head, float (&total)[2],
                                            const float (&out)[kDim / 2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        total[r] += __shfl_xor_sync(~0u, total[r], 1);
-        total[r] += __shfl_xor_sync(~0u, total[r], 2);
+        total[r] = sum_of_row(total[r]);
         if (row + 8 * r >= f.queries) continue;
         const float factor = 1.0f / total[r];
         float* to = f.out + int64_t{row + 8 * r} * f.out_stride + int64_t{head} * f.head_dim +
@@ -91,8 +96,7 @@ __device__ __forceinline__ void store_codes(const Flash& f, int group, int first
     group_sync(1 + group, 128); // `room` held operands
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        total[r] += __shfl_xor_sync(~0u, total[r], 1);
-        total[r] += __shfl_xor_sync(~0u, total[r], 2);
+        total[r] = sum_of_row(total[r]);
         const float factor = 1.0f / total[r];
         float largest = 0, sum = 0;
 #pragma unroll
@@ -136,8 +140,7 @@ __device__ __forceinline__ void store_halves(const Flash& f, int group, int firs
     group_sync(1 + group, 128); // `room` held operands
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        total[r] += __shfl_xor_sync(~0u, total[r], 1);
-        total[r] += __shfl_xor_sync(~0u, total[r], 2);
+        total[r] = sum_of_row(total[r]);
         const float factor = 1.0f / total[r];
         const uint32_t to = room + (row + 8 * r) * 256 + lane % 4 * 4;
 #pragma unroll
@@ -167,8 +170,7 @@ __device__ __forceinline__ void store_part(const Flash& f, int part, int row, fl
                                            float (&total)[2], const float (&out)[kDim / 2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        total[r] += __shfl_xor_sync(~0u, total[r], 1);
-        total[r] += __shfl_xor_sync(~0u, total[r], 2);
+        total[r] = sum_of_row(total[r]);
         const int64_t line = int64_t{part} * kQueries + row + 8 * r;
         if (threadIdx.x % 4 == 0) f.part_stats[line] = make_float2(maximum[r], total[r]);
         float* to = f.part_out + line * kDim + threadIdx.x % 4 * 2;

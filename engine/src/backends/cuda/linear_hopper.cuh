@@ -142,6 +142,41 @@ __device__ __forceinline__ bool stores_by_quads(const Part& part, int n) {
            reinterpret_cast<uintptr_t>(part.out) % piece == 0;
 }
 
+// 16 features x 16 tokens of a warp, as wgmma leaves them, into its room. `to`: of the lane's
+// first.
+__device__ __forceinline__ void put_sums(uint32_t to, const float* sums) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(
+                         to + ((i >> 2) * 8 + (i & 1)) * (4 * kRoomStride) + (i & 2) * 16),
+                     "f"(sums[i])
+                     : "memory");
+    __syncwarp();
+}
+__device__ __forceinline__ float4 get_quad(uint32_t from) {
+    float4 y;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(y.x), "=f"(y.y), "=f"(y.z), "=f"(y.w)
+                 : "r"(from));
+    return y;
+}
+
+// The first `features` of four of a token, one by one, added or not. `at`: in out or half.
+__device__ __forceinline__ void store_singles(const Part& part, float* out, __half* half, int at,
+                                              int features, float4 y, float4 gate) {
+    const float values[4] = {y.x, y.y, y.z, y.w}, gates[4] = {gate.x, gate.y, gate.z, gate.w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+        if (c >= features) continue;
+        float& to = out[at + c];
+        if (part.half)
+            half[at + c] = half_of(values[c]);
+        else
+            to = part.accumulate ? fmaf(gates[c], values[c], to) : values[c];
+    }
+}
+
 // Outputs of one warp: the slab of features n to n + 15, tokens from `token` on. sums: as wgmma
 // leaves them (hopper.cuh). They cross the warp's `room` in shared memory 16 tokens at a time, so
 // that each lane stores four features of a token and four lanes the slab's. kSingles: features one
@@ -179,36 +214,16 @@ __device__ __forceinline__ void store_slab(const Part& part, int n, int64_t rows
                 if (j + i < kTokens / 8 && 8 * (j + i) < left)
                     before[i] = *reinterpret_cast<const float4*>(out + 8 * (j + i) * stride);
         }
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-            asm volatile("st.shared.f32 [%0], %1;" ::"r"(
-                             put + ((i >> 2) * 8 + (i & 1)) * (4 * kRoomStride) + (i & 2) * 16),
-                         "f"(sum[4 * j + i])
-                         : "memory");
-        __syncwarp();
+        put_sums(put, sum + 4 * j);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            float4 y;
-            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                         : "=f"(y.x), "=f"(y.y), "=f"(y.z), "=f"(y.w)
-                         : "r"(get + 8 * i * (4 * kRoomStride)));
+            float4 y = get_quad(get + 8 * i * (4 * kRoomStride));
             y = make_float4(fmaf(y.x, factor.x, bias.x), fmaf(y.y, factor.y, bias.y),
                             fmaf(y.z, factor.z, bias.z), fmaf(y.w, factor.w, bias.w));
             const int at = 8 * (j + i);
             if (at >= left) continue;
             if constexpr (kStore == Store::kSingles) {
-                const float values[4] = {y.x, y.y, y.z, y.w},
-                            gates[4] = {gate.x, gate.y, gate.z, gate.w};
-#pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    if (c >= features) continue;
-                    float& to = out[at * stride + c];
-                    if (part.half)
-                        half[at * stride + c] = half_of(values[c]);
-                    else
-                        to = part.accumulate ? fmaf(gates[c], values[c], to) : values[c];
-                }
+                store_singles(part, out, half, at * stride, features, y, gate);
             } else if constexpr (kStore == Store::kAddedQuads) {
                 const float4 old = before[(j + i) % kBatch];
                 *reinterpret_cast<float4*>(out + at * stride) =
