@@ -82,14 +82,7 @@ void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
     Case c(pair, name_of(dtype, s, "plain"));
     const Operand x = inputs(c, pair, precision, {dtype}, s.rows, s.in),
                   w = weights(c, precision, dtype, s.out, s.in), y = c.room(s.rows, s.out);
-    c.run([&](Side side) {
-        LinearArgs args;
-        args.x = x[side];
-        args.projections[0].weight = w[side];
-        args.projections[0].out = y[side];
-        args.count = 1;
-        return side.backend.linear(args);
-    });
+    c.run([&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
     c.expect_close(y, tolerance(pair, precision, dtype));
 }
 
@@ -100,15 +93,11 @@ void run_added(Pair& pair, Precision precision, DType dtype, const Shape& s) {
                   w = weights(c, precision, dtype, s.out, s.in), bias = c.random(1, s.out),
                   gate = c.random(1, s.out, 0, 1), y = c.random(s.rows, s.out, 7, 1);
     c.run([&](Side side) {
-        LinearArgs args;
-        args.x = x[side];
+        LinearArgs args = product(x[side], w[side], y[side]);
         Projection& p = args.projections[0];
-        p.weight = w[side];
         p.bias = bias[side];
-        p.out = y[side];
         p.accumulate = true;
         p.gate = gate[side];
-        args.count = 1;
         return side.backend.linear(args);
     });
     c.expect_close(y, tolerance(pair, precision, dtype));
@@ -189,11 +178,7 @@ TEST(device_linear_outliers) {
             });
             const Operand w = c.weight(dtype, 72, 256), y = c.room(40, 72);
             c.run([&](Side side) {
-                LinearArgs args;
-                args.x = x[side];
-                args.projections[0].weight = w[side];
-                args.projections[0].out = y[side];
-                args.count = 1;
+                LinearArgs args = product(x[side], w[side], y[side]);
                 args.exact = true;
                 return side.backend.linear(args);
             });
@@ -241,12 +226,7 @@ TEST(device_linear_folded) {
                 };
                 const Operand w = c.weight(dtype, s.out, s.in, scale), y = c.room(s.rows, s.out);
                 c.run([&](Side side) {
-                    LinearArgs args;
-                    args.x = x[side];
-                    args.projections[0].weight = w[side];
-                    args.projections[0].out = y[side];
-                    args.count = 1;
-                    return side.backend.linear(args);
+                    return side.backend.linear(product(x[side], w[side], y[side]));
                 });
                 c.expect_close(y, std::sqrt(static_cast<double>(s.in) / 128) / 254);
             }
@@ -264,14 +244,8 @@ TEST(device_linear_scale_not_finite) {
                 if (group == 4 && row == 30) return std::numeric_limits<float>::quiet_NaN();
                 return 0.125f;
             });
-            c.run([&](Side side) {
-                LinearArgs args;
-                args.x = x[side];
-                args.projections[0].weight = w[side];
-                args.projections[0].out = y[side];
-                args.count = 1;
-                return side.backend.linear(args);
-            });
+            c.run(
+                [&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
             std::vector<float> found(20 * 48);
             CHECK_OK(pair.device->read(y.on[1], found.data()));
             for (size_t i = 0; i < found.size(); ++i)

@@ -26,15 +26,6 @@ void for_all_types(Precision precision, const std::function<void(Pair& pair, DTy
     });
 }
 
-LinearArgs one(const Side& side, const Operand& x, const Operand& w, const Operand& y) {
-    LinearArgs args;
-    args.x = x[side];
-    args.projections[0].weight = w[side];
-    args.projections[0].out = y[side];
-    args.count = 1;
-    return args;
-}
-
 struct Shape {
     int64_t rows, out, in;
 };
@@ -50,7 +41,7 @@ void run_shape(Pair& pair, Precision precision, DType dtype, const Shape& s) {
                   bias = c.random(1, s.out), gate = c.random(1, s.out, 0, 1),
                   y = c.random(s.rows, s.out, 5, 2), plain = c.room(s.rows, s.out);
     c.run([&](Side side) {
-        LinearArgs args = one(side, x, w, y);
+        LinearArgs args = product(x[side], w[side], y[side]);
         args.projections[0].bias = bias[side];
         args.projections[0].accumulate = true;
         args.projections[0].gate = gate[side];
@@ -74,7 +65,7 @@ void run_magnitudes(Pair& pair, Precision precision, DType dtype) {
         return factors[m] * static_cast<float>((k * 101 + 17) % 255 - 127) / 127.0f;
     });
     const Operand w = c.weight(dtype, kOut, kIn), y = c.room(kRows, kOut);
-    c.run([&](Side side) { return side.backend.linear(one(side, x, w, y)); });
+    c.run([&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
     for (int64_t m = 0; m < kRows; ++m)
         if (factors[m] != 0) c.expect_close(y.rows(m, 1), tolerance(pair, precision, dtype));
     std::vector<float> zero(static_cast<size_t>(kOut), 1.0f);
@@ -95,7 +86,7 @@ void run_not_finite(Pair& pair, Precision precision, DType dtype) {
     });
     const Operand w = c.weight(dtype, kOut, kIn),
                   y = c.filled(kRows, kOut, [](int64_t, int64_t) { return 0.0f; });
-    c.run([&](Side side) { return side.backend.linear(one(side, x, w, y)); });
+    c.run([&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
     for (const int64_t m : {0, 1, 3, 4, 7, 8})
         c.expect_close(y.rows(m, 1), tolerance(pair, precision, dtype));
     std::vector<float> row(static_cast<size_t>(kOut));

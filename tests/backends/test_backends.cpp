@@ -71,12 +71,8 @@ TEST(device_weights_come_and_go) {
         const Operand x = c.random(5, 256), weight = c.weight(DType::kQ8_0, 48, 256),
                       out = c.room(5, 16);
         c.run([&](Side s) {
-            LinearArgs args;
-            args.x = x[s];
-            args.projections[0].weight = weight[s].slice_rows(16, 16);
-            args.projections[0].out = out[s];
-            args.count = 1;
-            const Status status = s.backend.linear(args);
+            const Status status =
+                s.backend.linear(product(x[s], weight[s].slice_rows(16, 16), out[s]));
             s.backend.evict_weight(weight[s]);
             return status;
         });
