@@ -52,6 +52,9 @@ class Stopwatch final : public WrappedBackend {
 
   protected:
     Status do_linear(const LinearArgs& a) override { return op(a, &Backend::linear); }
+    Status do_linear_pair(const LinearArgs& a, const LinearArgs& b) override {
+        return timed("queue", [&] { return inner().linear_pair(a, b); });
+    }
     Status do_rms_norm(const RmsNormArgs& a) override { return op(a, &Backend::rms_norm); }
     Status do_layer_norm(const LayerNormArgs& a) override { return op(a, &Backend::layer_norm); }
     Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
