@@ -76,7 +76,8 @@ double decibels(const std::vector<float>& a, const std::vector<float>& b) {
 
 Status run(int argc, char** argv) {
     long long picture_width = 0, picture_height = 0;
-    std::sscanf(argv[4], "%lldx%lld", &picture_width, &picture_height);
+    if (std::sscanf(argv[4], "%lldx%lld", &picture_width, &picture_height) != 2)
+        return fail(ErrorCode::kArgument, "%s is no size, expected WIDTHxHEIGHT", argv[4]);
     std::unique_ptr<GgufFile> file;
     std::unique_ptr<Backend> backend;
     Config config;
