@@ -7,7 +7,7 @@
 
 #include "backends/cuda/linear_half.h"
 
-using namespace cuda_linear_bench;
+using namespace cuda_bench;
 
 namespace {
 
@@ -37,25 +37,39 @@ void run_half(Bench& bench, LinearArgs args, DType dtype, Matrix& out, Matrix& o
     const HalfKind kind = half_kind(dtype, args.exact);
     require(half_rows(context, args.x, kind, &half)); // what the scratch has to hold
     require(linear_half(context, half, args, 1));
-    const double rows = median(bench, [&] {
+    const double rows = bench.median([&] {
         bench.scratch->reset();
         require(half_rows(context, args.x, kind, &half));
     });
     args.projections[0].out.data = out.data;
-    require(cudaMemset(out.data, 255, elements * 4), "memset");
-    const double product = median(bench, [&] {
+    require(cudaMemsetAsync(out.data, 255, elements * 4, context.stream), "memset");
+    const double product = bench.median([&] {
         bench.scratch->reset();
         require(half_rows(context, args.x, kind, &half));
         require(linear_half(context, half, args, 1));
     });
     args.projections[0].out.data = other.data;
-    const double mma = median(bench, [&] {
+    const double mma = bench.median([&] {
         bench.scratch->reset();
         require(linear_exact(context, args, 1));
     });
     const auto rate = [&](double ms) { return operations / ms * 1e-9; };
     std::printf("  rows %6.3f, half %6.1f, mma pairs %6.1f, difference %.1e", rows,
                 rate(product - rows), rate(mma), difference(out.data, other.data, elements));
+}
+
+// Columns of the products of codes in mma.sync, and of making the codes.
+void run_codes(Bench& bench, const LinearArgs& args, double operations) {
+    const Context& context = bench.context;
+    bench.scratch->reset();
+    QuantizedRows q;
+    require(allocate_quantized(context, args.x.rows, args.x.cols, kGroup, &q));
+    const double quantize = bench.median([&] { require(quantize_rows(context, args.x, q)); });
+    std::printf("  quantize %6.3f  mma", quantize);
+    for (const int width : {64, 128}) {
+        const double ms = bench.median([&] { require(linear_int8(context, q, args, 1, width)); });
+        std::printf(" %d: %6.1f", width, operations / ms * 1e-9);
+    }
 }
 
 void run_case(Bench& bench, DType dtype, int64_t m, int64_t n, int64_t k, bool exact) {
@@ -86,37 +100,22 @@ void run_case(Bench& bench, DType dtype, int64_t m, int64_t n, int64_t k, bool e
     args.exact = exact;
     const double operations =
         2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-    const auto rate = [&](double ms) { return operations / ms * 1e-9; };
     const Context& context = bench.context;
 
     const Tensor plain = args.projections[0].weight;
     if (linear_folds(context, args) && is_low_bit(dtype))
         args.projections[0].weight.data = folded.data;
     bench.scratch->reset();
-    const double whole = median(bench, [&] {
+    const double whole = bench.median([&] {
         bench.scratch->reset();
         require(cuda::linear(context, args));
     });
     std::printf("%-7s %5s %5lld x %5lld x %5lld  linear %8.3f ms %7.1f", dtype_info(dtype).name,
                 exact ? "exact" : "fast", static_cast<long long>(m), static_cast<long long>(n),
-                static_cast<long long>(k), whole, rate(whole));
+                static_cast<long long>(k), whole, operations / whole * 1e-9);
     run_half(bench, args, target.dtype, out, other, operations);
-    if (exact) {
-        std::printf("\n");
-        std::fflush(stdout);
-        return;
-    }
-    bench.scratch->reset();
-    QuantizedRows q;
-    require(allocate_quantized(context, m, k, kGroup, &q));
-    const double quantize = median(bench, [&] { require(quantize_rows(context, args.x, q)); });
-    std::printf("  quantize %6.3f", quantize);
     args.projections[0].weight = plain;
-    std::printf("  mma");
-    for (const int width : {64, 128}) {
-        const double ms = median(bench, [&] { require(linear_int8(context, q, args, 1, width)); });
-        std::printf(" %d: %6.1f", width, rate(ms));
-    }
+    if (!exact) run_codes(bench, args, operations);
     std::printf("\n");
     std::fflush(stdout);
 }
@@ -124,19 +123,9 @@ void run_case(Bench& bench, DType dtype, int64_t m, int64_t n, int64_t k, bool e
 } // namespace
 
 int main(int argc, char** argv) {
-    Bench bench;
-    if (argc > 1) bench.repeats = std::max(1, std::atoi(argv[1]));
-    require(Memory::create(0, 0, &bench.memory));
-    bench.scratch = std::make_unique<Scratch>(*bench.memory);
-    cudaDeviceProp properties;
-    require(cudaGetDeviceProperties(&properties, 0), "device");
-    bench.context.capability = 10 * properties.major + properties.minor;
-    bench.context.multiprocessors = properties.multiProcessorCount;
-    bench.context.shared_memory = properties.sharedMemPerBlockOptin;
-    bench.context.stream = bench.memory->stream();
-    bench.context.scratch = bench.scratch.get();
-    std::printf("%s, %d multiprocessors; rates in T(FL)OP/s\n", properties.name,
-                properties.multiProcessorCount);
+    Bench bench(argc, argv);
+    std::printf("%s, %d multiprocessors; rates in T(FL)OP/s\n", bench.info.name.c_str(),
+                bench.context.multiprocessors);
     if (linear_hopper_serves(bench.context, DType::kPQ2_0)) run_low_bit(bench);
     for (const DType dtype : {DType::kPQ2_0, DType::kQ1_0})
         run_case(bench, dtype, 1536, 9216, 3072, false);

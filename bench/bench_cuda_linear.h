@@ -2,46 +2,14 @@
 // What the parts of bonsai-bench-cuda-linear share.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <vector>
 
 #include "backends/cuda/linear.h"
-#include "backends/cuda/memory.h"
+#include "bench_cuda.h"
 #include "core/half.h"
 
-namespace cuda_linear_bench {
-
-using namespace bonsai;
-using namespace bonsai::cuda;
-
-struct Bench {
-    std::shared_ptr<Memory> memory;
-    std::unique_ptr<Scratch> scratch;
-    Context context;
-    int repeats = 20;
-    uint64_t random = 7;
-
-    uint64_t bits() {
-        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-        return random;
-    }
-};
-
-inline void require(const Status& status) {
-    if (status.ok()) return;
-    std::fprintf(stderr, "%s\n", status.message().c_str());
-    std::exit(1);
-}
-inline void require(cudaError_t code, const char* what) {
-    require(check(code, what));
-}
+namespace cuda_bench {
 
 struct Matrix {
     void* data = nullptr;
@@ -85,28 +53,7 @@ inline std::vector<uint8_t> random_weight(Bench& bench, DType dtype, int64_t row
     return bytes;
 }
 
-// Median milliseconds of one run.
-inline double median(Bench& bench, const std::function<void()>& body) {
-    cudaEvent_t begin, end;
-    require(cudaEventCreate(&begin), "event");
-    require(cudaEventCreate(&end), "event");
-    std::vector<float> times;
-    for (int i = -3; i < bench.repeats; ++i) {
-        require(cudaEventRecord(begin, bench.context.stream), "event");
-        body();
-        require(cudaEventRecord(end, bench.context.stream), "event");
-        require(cudaEventSynchronize(end), "event");
-        float ms = 0;
-        require(cudaEventElapsedTime(&ms, begin, end), "event");
-        if (i >= 0) times.push_back(ms);
-    }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-    std::sort(times.begin(), times.end());
-    return static_cast<double>(times[times.size() / 2]);
-}
-
 // Low-bit weights in wgmma, all tiles, at the shapes of a step (bench_cuda_low_bit.cpp).
 void run_low_bit(Bench& bench);
 
-} // namespace cuda_linear_bench
+} // namespace cuda_bench

@@ -2,7 +2,7 @@
 // Low-bit weights in wgmma: rates of all tiles, results beside the rule in doubles.
 #include "bench_cuda_linear.h"
 
-namespace cuda_linear_bench {
+namespace cuda_bench {
 
 namespace {
 
@@ -62,7 +62,7 @@ class LowBitCase {
             require(cudaDeviceSynchronize(), "linear_hopper");
             const double error = check(out.data);
             const double ms =
-                median(bench_, [&] { require(linear_hopper(bench_.context, &product, 1, tile)); });
+                bench_.median([&] { require(linear_hopper(bench_.context, &product, 1, tile)); });
             const double rate = 2e-9 * static_cast<double>(m_) * static_cast<double>(n_) *
                                 static_cast<double>(k_) / ms;
             std::printf(tile < 0 ? " %7.4f ms %5.0f |" : " %5.0f", tile < 0 ? ms : rate, rate);
@@ -204,4 +204,4 @@ void run_low_bit(Bench& bench) {
     LowBitCase(bench, DType::kQ1_0, 4608, 3072, 12288, Result::kAdded).run();
 }
 
-} // namespace cuda_linear_bench
+} // namespace cuda_bench

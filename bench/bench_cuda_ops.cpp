@@ -4,49 +4,26 @@
 // Random operands; medians of CUDA events around one op each, the rounding of its operands
 // included.
 //   bonsai-bench-cuda-ops [repeats [step|attention|vae]]
-#include <cuda_runtime_api.h>
-
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <string>
-#include <vector>
 
-#include "backends/cuda/devices.h"
 #include "backends/cuda/kernels.h"
-#include "backends/cuda/memory.h"
+#include "bench_cuda.h"
 #include "core/half.h"
 
-using namespace bonsai;
-using namespace bonsai::cuda;
+using namespace cuda_bench;
 
 namespace {
 
-void require(const Status& status) {
-    if (status.ok()) return;
-    std::fprintf(stderr, "%s\n", status.message().c_str());
-    std::exit(1);
-}
-void require(cudaError_t code, const char* what) {
-    require(check(code, what));
-}
+using Op = std::function<Status()>;
 
-struct Bench {
-    std::shared_ptr<Memory> memory;
-    std::unique_ptr<Scratch> scratch;
-    Context context;
-    int repeats = 20;
-    uint64_t random = 7;
+struct OpBench : Bench {
+    using Bench::Bench;
     std::vector<void*> matrices; // of the present case
 
     // In [-1, 1).
-    float uniform() {
-        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-        return static_cast<float>(random >> 40) / (1 << 23) - 1;
-    }
+    float uniform() { return static_cast<float>(bits() >> 40) / (1 << 23) - 1; }
     // f32, f16 or bf16. Large ones repeat the first kPeriod numbers, a prime, so that no two rows
     // are alike.
     Tensor matrix(DType dtype, int64_t rows, int64_t cols) {
@@ -76,30 +53,16 @@ struct Bench {
         matrices.clear();
     }
     // Median milliseconds of one op.
-    double median(const std::function<Status()>& op) {
-        cudaEvent_t begin, end;
-        require(cudaEventCreate(&begin), "event");
-        require(cudaEventCreate(&end), "event");
-        std::vector<float> times;
-        for (int i = -2; i < repeats; ++i) {
+    double time(const Op& op) {
+        return median([&] {
             scratch->reset();
-            require(cudaEventRecord(begin, context.stream), "event");
             require(op());
-            require(cudaEventRecord(end, context.stream), "event");
-            require(cudaEventSynchronize(end), "event");
-            float ms = 0;
-            require(cudaEventElapsedTime(&ms, begin, end), "event");
-            if (i >= 0) times.push_back(ms);
-        }
-        cudaEventDestroy(begin);
-        cudaEventDestroy(end);
-        std::sort(times.begin(), times.end());
-        return static_cast<double>(times[times.size() / 2]);
+        });
     }
 };
 
 // An I8 matrix with a scale for `group` columns.
-Tensor codes(Bench& bench, int64_t rows, int64_t cols, int group) {
+Tensor codes(OpBench& bench, int64_t rows, int64_t cols, int group) {
     Tensor t{DType::kI8, rows, cols, cols, nullptr};
     t.data = bench.matrix(DType::kF16, rows, cols / 2).data;
     t.scale_stride = scale_stride_of(rows);
@@ -108,11 +71,9 @@ Tensor codes(Bench& bench, int64_t rows, int64_t cols, int group) {
     return t;
 }
 
-using Op = std::function<Status()>;
-
 // Microseconds of one op within a graph that runs `ops` again and again, as a step does: gaps
 // between kernels included, the host's time for a launch not.
-double in_graph(Bench& bench, const std::vector<Op>& ops) {
+double in_graph(OpBench& bench, const std::vector<Op>& ops) {
     constexpr size_t kRuns = 24;
     const auto run = [&](size_t i) {
         bench.scratch->reset();
@@ -127,7 +88,7 @@ double in_graph(Bench& bench, const std::vector<Op>& ops) {
         run(i);
     require(cudaStreamEndCapture(bench.context.stream, &graph), "capture");
     require(cudaGraphInstantiate(&executable, graph, 0), "graph");
-    const double ms = bench.median(
+    const double ms = bench.time(
         [&] { return check(cudaGraphLaunch(executable, bench.context.stream), "graph"); });
     cudaGraphExecDestroy(executable);
     cudaGraphDestroy(graph);
@@ -136,7 +97,7 @@ double in_graph(Bench& bench, const std::vector<Op>& ops) {
 
 // An op that only moves memory, its operands in the L2 cache as far as they fit, and, with several
 // sets of operands in turn, not there.
-void report(Bench& bench, const char* what, int64_t tokens, int64_t bytes,
+void report(OpBench& bench, const char* what, int64_t tokens, int64_t bytes,
             const std::function<Op()>& make) {
     std::vector<Op> ops = {make()};
     const double near = in_graph(bench, ops);
@@ -150,7 +111,7 @@ void report(Bench& bench, const char* what, int64_t tokens, int64_t bytes,
 }
 
 // Width 3072, MLP 9216, 24 heads of 128; `group` columns a scale.
-void bench_step(Bench& bench, int64_t tokens, int group) {
+void bench_step(OpBench& bench, int64_t tokens, int group) {
     const int64_t width = 3072, mlp = 9216;
     const Tensor row = bench.matrix(DType::kF32, 1, width);
     report(bench, "norm, f32 to I8", tokens, tokens * width * 5, [&]() -> Op {
@@ -197,7 +158,7 @@ void bench_step(Bench& bench, int64_t tokens, int group) {
     bench.drop();
 }
 
-void bench_attention(Bench& bench, DType type, int64_t tokens, int heads, int kv_heads, int dim,
+void bench_attention(OpBench& bench, DType type, int64_t tokens, int heads, int kv_heads, int dim,
                      bool causal) {
     const int64_t width = int64_t{heads} * dim, kv_width = int64_t{kv_heads} * dim;
     const Tensor qkv = bench.matrix(type, tokens, width + 2 * kv_width);
@@ -207,7 +168,7 @@ void bench_attention(Bench& bench, DType type, int64_t tokens, int heads, int kv
     args.out = bench.matrix(DType::kF32, tokens, width);
     args.heads = heads, args.kv_heads = kv_heads, args.head_dim = dim, args.causal = causal;
     args.scale = 1 / std::sqrt(static_cast<float>(dim));
-    const double ms = bench.median([&] { return cuda::attention(bench.context, args); });
+    const double ms = bench.time([&] { return cuda::attention(bench.context, args); });
     const double pairs = static_cast<double>(tokens * tokens) * (causal ? 0.5 : 1.0);
     std::printf("attention %s %5lld tokens, %2d heads of %3d%s  %8.1f us %6.1f TFLOP/s\n",
                 dtype_info(type).name, static_cast<long long>(tokens), heads, dim,
@@ -224,7 +185,7 @@ struct Conv {
 };
 
 // Milliseconds of all `count`.
-double bench_conv(Bench& bench, int64_t side, const Conv& c) {
+double bench_conv(OpBench& bench, int64_t side, const Conv& c) {
     const int64_t pixels = side * side * (c.upsample ? 4 : 1), cols = c.in * c.kernel * c.kernel;
     Conv2dArgs args;
     args.x = bench.matrix(DType::kF32, side * side, c.in);
@@ -235,7 +196,7 @@ double bench_conv(Bench& bench, int64_t side, const Conv& c) {
     if (c.add) args.add = args.out;
     args.height = args.width = side;
     args.kernel = c.kernel, args.upsample = c.upsample;
-    const double ms = bench.median([&] { return cuda::conv2d(bench.context, args); });
+    const double ms = bench.time([&] { return cuda::conv2d(bench.context, args); });
     std::printf("conv2d %4lld^2 %3lld -> %3lld, %dx%d%s%s%s  %8.1f us %6.1f TFLOP/s, %d times\n",
                 static_cast<long long>(side), static_cast<long long>(c.in),
                 static_cast<long long>(c.out), c.kernel, c.kernel, c.upsample ? ", doubled" : "",
@@ -245,13 +206,13 @@ double bench_conv(Bench& bench, int64_t side, const Conv& c) {
     return ms * c.count;
 }
 
-double bench_norm(Bench& bench, int64_t side, int64_t channels, int count) {
+double bench_norm(OpBench& bench, int64_t side, int64_t channels, int count) {
     GroupNormArgs args;
     args.x = bench.matrix(DType::kF32, side * side, channels);
     args.gain = args.bias = bench.matrix(DType::kF32, 1, channels);
     args.affine = bench.matrix(DType::kF32, 2, channels);
     args.groups = 32, args.eps = 1e-6f;
-    const double ms = bench.median([&] { return cuda::group_norm(bench.context, args); });
+    const double ms = bench.time([&] { return cuda::group_norm(bench.context, args); });
     std::printf("group_norm %4lld^2 x %3lld  %8.1f us %6.0f GB/s, %d times\n",
                 static_cast<long long>(side), static_cast<long long>(channels), ms * 1e3,
                 static_cast<double>(side * side * channels) * 4e-6 / ms, count);
@@ -260,7 +221,7 @@ double bench_norm(Bench& bench, int64_t side, int64_t channels, int count) {
 }
 
 // Decoder of widths 512, 512, 256, 128 with three blocks each; `side` of its latents.
-void bench_vae(Bench& bench, int64_t side) {
+void bench_vae(OpBench& bench, int64_t side) {
     constexpr int64_t kWidths[] = {512, 512, 256, 128};
     double total = bench_conv(bench, side, {32, 512, 3, false, false, false, 1});
     total += bench_conv(bench, side, {512, 512, 3, false, true, false, 2}); // the middle
@@ -293,15 +254,8 @@ void bench_vae(Bench& bench, int64_t side) {
 } // namespace
 
 int main(int argc, char** argv) {
-    Bench bench;
-    if (argc > 1) bench.repeats = std::max(1, std::atoi(argv[1]));
-    DeviceInfo info;
-    require(describe(0, &info, &bench.context));
-    require(Memory::create(0, 0, &bench.memory));
-    bench.scratch = std::make_unique<Scratch>(*bench.memory);
-    bench.context.scratch = bench.scratch.get();
-    bench.context.stream = bench.memory->stream();
-    std::printf("%s\n", info.name.c_str());
+    OpBench bench(argc, argv);
+    std::printf("%s\n", bench.info.name.c_str());
     const std::string part = argc > 2 ? argv[2] : "";
     if (part.empty() || part == "step")
         for (const int group : {kGroup, 2 * kGroup, kWideGroup})
