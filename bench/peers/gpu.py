@@ -12,8 +12,9 @@ that is cut short leaves what it has. Figures from the time of getting ready, wh
 compile, stand in brackets until a quiet one replaces them.
 
 Compiled and gemlite are made for each size anew, so they run at --tuned sizes only, batch 1: these
-sizes have --rounds rounds, all others one. What is not ready when --budget seconds are two thirds
-over is left out.
+sizes have --rounds rounds, all others one. --everywhere names ways that run at all sizes as eager
+does: gemlite, once its choice of tiles is in a file (--worker "--tiles FILE", torch_gpu.py). What
+is not ready when --budget seconds are two thirds over is left out.
 """
 
 from __future__ import annotations
@@ -194,10 +195,10 @@ def tuned_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def start_peers(options: argparse.Namespace, cases: list[Case]) -> list[Peer]:
-    """Eager does all cases in one process; the others need minutes a size, so one process each."""
+    """Some do all cases in one process; the others need minutes a size, so one process each."""
     peers = []
     for way in options.ways:
-        if way == "eager":
+        if way == "eager" or way in options.everywhere:
             peers.append(Peer(way, cases, options))
         elif way in PEERS:
             peers += [Peer(way, [case], options) for case in tuned_cases(options) if case in cases]
@@ -259,6 +260,7 @@ def make_parser() -> argparse.ArgumentParser:
     a("--batches", default="2,4,8", help="pictures at a time, at --batch-size; '' for none")
     a("--batch-size", default="512x512")
     a("--tuned", default="512x512,1024x1024", help="sizes of compiled and gemlite")
+    a("--everywhere", default="", help="ways beside eager that run at all sizes and batches")
     a("--rounds", type=int, default=2, help="of the --tuned sizes")
     a("--budget", type=float, default=420, help="seconds for everything")
     a("--device", default="cuda:0", help="of ours")
@@ -272,8 +274,9 @@ def main() -> int:
     parser = make_parser()
     options = parser.parse_args()
     options.ways = options.ways.split(",")
-    if unknown := set(options.ways) - {"ours", *PEERS}:
-        parser.error(f"--ways: unknown {', '.join(sorted(unknown))}")
+    options.everywhere = [way for way in options.everywhere.split(",") if way]
+    if unknown := {*options.ways, *options.everywhere} - {"ours", *PEERS}:
+        parser.error(f"unknown ways: {', '.join(sorted(unknown))}")
     if "ours" in options.ways and not options.bonsai:
         parser.error("--bonsai is missing (or leave ours out of --ways)")
     try:

@@ -95,7 +95,12 @@ def test_choosing(call):
     done = call("--ways", "eager", "--sizes", "64x64", "--batches", "", "--rounds", "1")
     assert done.returncode == 0, done.stderr
     assert "| size | ms a picture | eager | best peer / ours |" in done.stdout
+    done = call("--ways", "gemlite", "--everywhere", "gemlite", "--sizes", "64x64", "--rounds", "1",
+                "--tuned", "32x32", "--batch-size", "64x64", "--batches", "2")  # fmt: skip
+    assert "| 64x64 | vae | 80.00 | - |" in done.stdout
+    assert "| 64x64, 2 pictures | picture | 80.00 | - |" in done.stdout
     assert call("--ways", "ours,other").returncode == 2
+    assert call("--everywhere", "other").returncode == 2
     assert call("--sizes", "big").returncode == 2
 
 
