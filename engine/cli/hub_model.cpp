@@ -143,8 +143,8 @@ std::string hub_model(const std::string& name) {
                       name +
                           ": not in the cache yet, and bonsai-convert, which fetches and "
                           "converts it, is not installed. With the Python package (pip "
-                          "install .) this makes it:\n  bonsai-convert " +
-                          name + "\nor copy a model file to " + model.u8string());
+                          "install .) this makes it: `bonsai-convert " +
+                          name + "`; or copy a model file to " + model.u8string());
     if (status != 0 || !fs::is_regular_file(model, error))
         throw Failure(kExitModel,
                       name + ": `bonsai-convert " + name + "` did not make the model, see above");

@@ -68,6 +68,8 @@ std::filesystem::path program_path() {
 
 ModelPath find_model(const std::optional<std::string>& given) {
     const std::string named = given ? *given : model_of_environment();
+    if (given && named.empty())
+        throw Failure(kExitUsage, "--model is empty: expected a GGUF file or hub:owner/name");
     if (given || !named.empty()) return {is_hub_name(named) ? hub_model(named) : named};
     const fs::path program = program_path();
     fs::path found;
@@ -76,8 +78,8 @@ ModelPath find_model(const std::optional<std::string>& given) {
     if (found.empty()) found = first_model(fs::u8path(BONSAI_DATA));
     if (found.empty())
         throw Failure(kExitUsage,
-                      "no model: give one with -m MODEL.gguf or set BONSAI_MODEL. To make one:\n"
-                      "  bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o bonsai.gguf");
+                      "no model: give one with -m MODEL.gguf or set BONSAI_MODEL; `bonsai-convert "
+                      "prism-ml/bonsai-image-ternary-4B-unpacked -o MODEL.gguf` makes one");
     return {found.u8string(), is_demo(found)};
 }
 

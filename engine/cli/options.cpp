@@ -63,7 +63,7 @@ const Spec kSpecs[] = {
     {"Picture", "--size", "", "WxH", kDrawing, "both at once, e.g. 768x512",
      [](Options& o, const std::string& v) { parse_size("--size", v, o); }},
     {"Picture", "--steps", "", "N", kDrawing, "denoising steps (default: the model's)",
-     [](Options& o, const std::string& v) { o.steps = parse_count("--steps", v, 1, 10000); }},
+     [](Options& o, const std::string& v) { o.steps = parse_count("--steps", v, 1, kMaxSteps); }},
     {"Picture", "--seed", "-s", "N", kDrawing, "0 to 2^64-1; random when not given, always printed",
      [](Options& o, const std::string& v) { o.seed = parse_unsigned("--seed", v, UINT64_MAX); }},
     {"Picture", "--images", "-n", "N", kDrawing, "draw N pictures with seeds SEED, SEED+1, ...",
@@ -301,7 +301,7 @@ std::string help_text() {
            "\nEnvironment:\n"
            "  BONSAI_MODEL              the model when -m is not given\n"
            "  BONSAI_CACHE              folder of hub: models (default: ~/.cache/bonsai)\n"
-           "  BONSAI_CPU                generic or avx2: force a level of CPU instructions\n"
+           "  BONSAI_CPU                force a level of CPU instructions: one that doctor lists\n"
            "  NO_COLOR                  no colours\n"
            "\nResults go to standard output, everything else to standard error.\n"
            "\nExit codes:\n"

@@ -9,6 +9,8 @@
 
 namespace bonsai::cli {
 
+constexpr int32_t kMaxSteps = 1000; // that the library takes
+
 enum class Command { kDraw, kInfo, kVerify, kDoctor, kDevices, kDryRun, kVersion, kHelp };
 
 // Empty: not given, the model file or the library decides.

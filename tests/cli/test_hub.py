@@ -86,7 +86,7 @@ def test_a_converter_that_fails(cache, rest):
 def test_without_a_converter(cache):
     result = cache("info", NAME)
     assert result.code == 3
-    assert f"bonsai-convert {NAME}" in result.err and "not installed" in result.err
+    assert f"`bonsai-convert {NAME}`;" in result.err and "not installed" in result.err
 
 
 @pytest.mark.parametrize("name", [

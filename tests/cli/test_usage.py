@@ -22,6 +22,7 @@ WRONG = {
     "value is an option": (["-p", "--steps", "4"], "found the option --steps"),
     "switch with a value": (["-p", "x", "--json=yes"], "takes no value"),
     "steps 0": (["-p", "x", "--steps", "0"], "--steps 0: expected a whole number from 1"),
+    "steps too many": (["-p", "x", "--steps", "1001"], "whole number from 1 to 1000"),
     "steps text": (["-p", "x", "--steps", "four"], "--steps four"),
     "steps huge": (["-p", "x", "--steps", "99999999999999999999"], "--steps 9999"),
     "seed negative": (["-p", "x", "--seed", "-1"], "--seed -1"),
@@ -40,6 +41,7 @@ WRONG = {
     "json and picture on stdout": (["-p", "x", "-o", "-", "--json"], "--json"),
     "other format": (["-p", "x", "-o", "a.jpg"], "only PNG"),
     "draw option for info": (["info", "--steps", "4"], "--steps has no meaning for info"),
+    "empty model": (["-m", "", "-p", "x"], "--model is empty"),
     "two models": (["info", "a.gguf", "b.gguf"], "unexpected argument b.gguf"),
 }
 
@@ -68,7 +70,8 @@ def test_no_model(cli):
     cli.program = alone
     result = cli("-p", "x", env={"BONSAI_MODEL": ""})
     assert result.code == 2
-    assert "-m MODEL.gguf" in result.err and "bonsai-convert" in result.err
+    assert "-m MODEL.gguf" in result.err and "`bonsai-convert prism-ml" in result.err
+    assert "?" not in result.err  # what a character that is not printed becomes
 
 
 def test_bad_model_files(cli):

@@ -246,7 +246,7 @@ Status GgufFile::parse(GgufCursor& cursor) {
     const std::string& path = file_->path();
     if (header_.size() < 24 || std::memcmp(header_.data(), "GGUF", 4) != 0) {
         return fail(ErrorCode::kFormat,
-                    "%s: not a GGUF file%s; make one with: convert.py CHECKPOINT -o model.gguf",
+                    "%s: not a GGUF file%s; make one with: bonsai-convert CHECKPOINT -o model.gguf",
                     path.c_str(), what_else(header_));
     }
     uint32_t version = 0;
@@ -370,7 +370,7 @@ Status GgufFile::find_value(std::string_view key, const GgufValue** out) const {
     if (it == key_index_.end())
         return fail(ErrorCode::kFormat,
                     "%s: the key %.*s is missing; convert the checkpoint again with this version's "
-                    "convert.py",
+                    "bonsai-convert",
                     file_->path().c_str(), static_cast<int>(key.size()), key.data());
     *out = &keys_[it->second].second;
     return Status();

@@ -183,7 +183,7 @@ Status read_config(const GgufFile& file, Config* c) {
     if (architecture != "bonsai")
         return fail(ErrorCode::kUnsupported,
                     "%s: architecture %s, expected bonsai: this engine runs files that "
-                    "convert.py makes from FLUX.2 klein and Bonsai "
+                    "bonsai-convert makes from FLUX.2 klein and Bonsai "
                     "Image checkpoints",
                     path, printable(architecture).c_str());
     Reader r(file, "");

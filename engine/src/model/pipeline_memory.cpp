@@ -185,8 +185,9 @@ Status Pipeline::check_limit(const std::string& what, const char* instead, uint6
     const bool set = options_.max_memory > 0;
     const uint64_t needed = set ? with_weights : activations;
     if (limit == 0 || needed <= limit) return Status();
+    // Rounded up and down: never as if it were equal.
     return fail(ErrorCode::kMemory, "%s needs %llu MB, but %s is %llu MB; %s%s", what.c_str(),
-                static_cast<unsigned long long>(needed / 1000000),
+                static_cast<unsigned long long>((needed + 999999) / 1000000),
                 set ? "the limit" : "what is free",
                 static_cast<unsigned long long>(limit / 1000000), instead,
                 set ? "raise the limit" : "close other programs");

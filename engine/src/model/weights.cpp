@@ -32,8 +32,8 @@ Status WeightLoader::find(const std::string& name, int64_t rows, int64_t cols, D
         uint32_t block, bytes;
         gguf_tensor_type(tensor->type_id, &type, &block, &bytes);
         return fail(ErrorCode::kUnsupported,
-                    "%s: tensor %s has type %u (%s), which this engine does not run; convert.py "
-                    "makes files with F32, F16, BF16, Q8_0, "
+                    "%s: tensor %s has type %u (%s), which this engine does not run; "
+                    "bonsai-convert makes files with F32, F16, BF16, Q8_0, "
                     "Q4_0, Q4_1, Q1_0, PQ2_0 and PTQ1_0",
                     path, name.c_str(), tensor->type_id, type);
     }
