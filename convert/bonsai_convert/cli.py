@@ -278,6 +278,8 @@ def run_convert(args: argparse.Namespace, checkpoint: Checkpoint, files: Files) 
     output: Path = args.output or Path("model.gguf")
     if output.is_dir():
         raise ConvertError(f"{output}: a directory; give a file name, such as {output}/model.gguf")
+    if output.exists() and not output.is_file():
+        raise ConvertError(f"{output}: not a regular file, and a model file is one")  # a device
     if output.exists() and any(output.samefile(t.entry.path) for t in checkpoint.tensors):
         raise ConvertError(f"{output}: belongs to the source; write to another place")
     for whole in (False, True):
@@ -352,6 +354,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--report belongs to a conversion: give -o FILE")
     if args.report and not args.report.parent.is_dir():
         raise UsageError(f"--report: no directory {args.report.parent}")
+    if args.report and args.report.is_dir():
+        raise UsageError(f"--report {args.report}: a directory; give a file name")
     hub = cache.is_spec(args.source)
     if not (args.verify or args.output or args.dry_run or hub):
         raise UsageError("-o FILE is required")
