@@ -24,33 +24,42 @@ struct OpTotal {
     bool bytes = false;  // done in int8: its ceiling is that of bytes
 };
 
-class ProfileBackend final : public WrappedBackend {
+class ProfileBackend final : public EachOp<ProfileBackend> {
   public:
     using Totals = std::map<std::string, OpTotal>; // by "linear ptq1_0 1536x3072x27648"
 
     // Ops are added to totals[stage].
     ProfileBackend(std::unique_ptr<Backend> device, Precision precision, const std::string& stage,
                    std::map<std::string, Totals>* totals)
-        : WrappedBackend(std::move(device)), precision_(precision), stage_(stage),
-          totals_(*totals) {}
+        : EachOp(std::move(device)), precision_(precision), stage_(stage), totals_(*totals) {}
 
-  protected:
-    Status do_linear(const LinearArgs& args) override;
-    Status do_rms_norm(const RmsNormArgs& args) override;
-    Status do_layer_norm(const LayerNormArgs& args) override;
-    Status do_head_norm_rope(const HeadNormRopeArgs& args) override;
-    Status do_attention(const AttentionArgs& args) override;
-    Status do_swiglu(const SwigluArgs& args) override;
-    Status do_silu(const SiluArgs& args) override;
-    Status do_embed_rows(const EmbedRowsArgs& args) override;
-    Status do_group_norm(const GroupNormArgs& args) override;
-    Status do_affine(const AffineArgs& args) override;
-    Status do_conv2d(const Conv2dArgs& args) override;
+    template <typename Args> Status op(const char* name, const Args& args, Op<Args> run) {
+        const Clock start = Clock::now();
+        BONSAI_TRY((inner().*run)(args));
+        BONSAI_TRY(synchronize());
+        note(describe(name, args), start);
+        return Status();
+    }
 
   private:
-    template <typename Args>
-    Status timed(const std::string& name, double ops, bool bytes, const Args& args,
-                 Status (Backend::*op)(const Args&));
+    struct Line {
+        std::string name; // with type and shape
+        double giga_ops = 0;
+        bool bytes = false;
+    };
+    Line describe(const char* name, const LinearArgs& args) const;
+    Line describe(const char* name, const AttentionArgs& args) const;
+    Line describe(const char* name, const Conv2dArgs& args) const;
+    // Of all others the shape of what they write, or work on in place.
+    template <typename Args> Line describe(const char* name, const Args& args) const {
+        return line(name, args.out);
+    }
+    Line describe(const char* name, const HeadNormRopeArgs& args) const {
+        return line(name, args.x);
+    }
+    Line describe(const char* name, const GroupNormArgs& args) const { return line(name, args.x); }
+    static Line line(const char* name, const Tensor& tensor);
+    void note(const Line& line, const Clock& start);
 
     Precision precision_;
     const std::string& stage_; // the caller changes it as the pipeline goes on

@@ -11,13 +11,13 @@
 
 namespace bonsai::bench {
 
-class Stopwatch final : public WrappedBackend {
+class Stopwatch final : public EachOp<Stopwatch> {
   public:
     using Totals = std::map<std::string, double>; // seconds by kind of call
     // totals[*stage] grows; both outlive the backend.
     Stopwatch(std::unique_ptr<Backend> device, const std::string* stage,
               std::map<std::string, Totals>* totals)
-        : WrappedBackend(std::move(device)), stage_(*stage), totals_(*totals) {}
+        : EachOp(std::move(device)), stage_(*stage), totals_(*totals) {}
 
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
         return timed("allocate", [&] { return WrappedBackend::allocate(bytes, out); });
@@ -50,23 +50,14 @@ class Stopwatch final : public WrappedBackend {
         return timed("replay", [&] { return inner().replay(capture); });
     }
 
+    template <typename Args> Status op(const char*, const Args& args, Op<Args> run) {
+        return timed("queue", [&] { return (inner().*run)(args); });
+    }
+
   protected:
-    Status do_linear(const LinearArgs& a) override { return op(a, &Backend::linear); }
     Status do_linear_pair(const LinearArgs& a, const LinearArgs& b) override {
         return timed("queue", [&] { return inner().linear_pair(a, b); });
     }
-    Status do_rms_norm(const RmsNormArgs& a) override { return op(a, &Backend::rms_norm); }
-    Status do_layer_norm(const LayerNormArgs& a) override { return op(a, &Backend::layer_norm); }
-    Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
-        return op(a, &Backend::head_norm_rope);
-    }
-    Status do_attention(const AttentionArgs& a) override { return op(a, &Backend::attention); }
-    Status do_swiglu(const SwigluArgs& a) override { return op(a, &Backend::swiglu); }
-    Status do_silu(const SiluArgs& a) override { return op(a, &Backend::silu); }
-    Status do_embed_rows(const EmbedRowsArgs& a) override { return op(a, &Backend::embed_rows); }
-    Status do_group_norm(const GroupNormArgs& a) override { return op(a, &Backend::group_norm); }
-    Status do_affine(const AffineArgs& a) override { return op(a, &Backend::affine); }
-    Status do_conv2d(const Conv2dArgs& a) override { return op(a, &Backend::conv2d); }
 
   private:
     template <typename Call> Status timed(const char* kind, const Call& call) {
@@ -75,9 +66,6 @@ class Stopwatch final : public WrappedBackend {
         totals_[stage_][kind] +=
             std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         return status;
-    }
-    template <typename Args> Status op(const Args& args, Status (Backend::*run)(const Args&)) {
-        return timed("queue", [&] { return (inner().*run)(args); });
     }
 
     const std::string& stage_;

@@ -28,10 +28,10 @@ struct Counts {
     bool broken = false; // recording fails in the middle
 };
 
-class Recorder final : public WrappedBackend {
+class Recorder final : public EachOp<Recorder> {
   public:
     Recorder(std::unique_ptr<Backend> inner, Counts* counts)
-        : WrappedBackend(std::move(inner)), device_(WrappedBackend::device()), counts_(*counts) {
+        : EachOp(std::move(inner)), device_(WrappedBackend::device()), counts_(*counts) {
         device_.threads = 0; // as devices say
     }
     const DeviceInfo& device() const override { return device_; }
@@ -70,20 +70,9 @@ class Recorder final : public WrappedBackend {
         return Status();
     }
 
-  protected:
-    Status do_linear(const LinearArgs& a) override { return op(a, &Backend::linear); }
-    Status do_rms_norm(const RmsNormArgs& a) override { return op(a, &Backend::rms_norm); }
-    Status do_layer_norm(const LayerNormArgs& a) override { return op(a, &Backend::layer_norm); }
-    Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
-        return op(a, &Backend::head_norm_rope);
+    template <typename Args> Status op(const char*, const Args& args, Op<Args> run) {
+        return queue([this, args, run] { return (inner().*run)(args); });
     }
-    Status do_attention(const AttentionArgs& a) override { return op(a, &Backend::attention); }
-    Status do_swiglu(const SwigluArgs& a) override { return op(a, &Backend::swiglu); }
-    Status do_silu(const SiluArgs& a) override { return op(a, &Backend::silu); }
-    Status do_embed_rows(const EmbedRowsArgs& a) override { return op(a, &Backend::embed_rows); }
-    Status do_group_norm(const GroupNormArgs& a) override { return op(a, &Backend::group_norm); }
-    Status do_affine(const AffineArgs& a) override { return op(a, &Backend::affine); }
-    Status do_conv2d(const Conv2dArgs& a) override { return op(a, &Backend::conv2d); }
 
   private:
     Status queue(std::function<Status()> what) {
@@ -92,9 +81,6 @@ class Recorder final : public WrappedBackend {
             return fail(ErrorCode::kInternal, "the tape is full");
         tape_->ops.push_back(std::move(what));
         return Status();
-    }
-    template <typename Args> Status op(const Args& args, Status (Backend::*run)(const Args&)) {
-        return queue([this, args, run] { return (inner().*run)(args); });
     }
 
     DeviceInfo device_;

@@ -14,45 +14,24 @@ using namespace bonsai;
 // What a device may do wrong.
 enum class Fault { kNone, kOffByLittle, kNan, kUnsupported };
 
-class FaultyBackend final : public WrappedBackend {
+class FaultyBackend final : public EachOp<FaultyBackend> {
   public:
     FaultyBackend(std::unique_ptr<Backend> inner, std::string op, Fault fault)
-        : WrappedBackend(std::move(inner)), op_(std::move(op)), fault_(fault) {}
+        : EachOp(std::move(inner)), op_(std::move(op)), fault_(fault) {}
 
-  protected:
-    Status do_linear(const LinearArgs& a) override {
-        return spoil("linear", a.projections[a.count - 1].out, inner().linear(a));
-    }
-    Status do_rms_norm(const RmsNormArgs& a) override {
-        return spoil("rms_norm", a.out, inner().rms_norm(a));
-    }
-    Status do_layer_norm(const LayerNormArgs& a) override {
-        return spoil("layer_norm", a.out, inner().layer_norm(a));
-    }
-    Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
-        return spoil("head_norm_rope", a.x, inner().head_norm_rope(a));
-    }
-    Status do_attention(const AttentionArgs& a) override {
-        return spoil("attention", a.out, inner().attention(a));
-    }
-    Status do_swiglu(const SwigluArgs& a) override {
-        return spoil("swiglu", a.out, inner().swiglu(a));
-    }
-    Status do_silu(const SiluArgs& a) override { return spoil("silu", a.out, inner().silu(a)); }
-    Status do_embed_rows(const EmbedRowsArgs& a) override {
-        return spoil("embed_rows", a.out, inner().embed_rows(a));
-    }
-    Status do_group_norm(const GroupNormArgs& a) override {
-        return spoil("group_norm", a.affine, inner().group_norm(a));
-    }
-    Status do_affine(const AffineArgs& a) override {
-        return spoil("affine", a.out, inner().affine(a));
-    }
-    Status do_conv2d(const Conv2dArgs& a) override {
-        return spoil("conv2d", a.out, inner().conv2d(a));
+    template <typename Args> Status op(const char* name, const Args& args, Op<Args> run) {
+        return spoil(name, result(args), (inner().*run)(args));
     }
 
   private:
+    // What an op writes, or the last of it.
+    template <typename Args> static const Tensor& result(const Args& args) { return args.out; }
+    static const Tensor& result(const LinearArgs& args) {
+        return args.projections[args.count - 1].out;
+    }
+    static const Tensor& result(const HeadNormRopeArgs& args) { return args.x; }
+    static const Tensor& result(const GroupNormArgs& args) { return args.affine; }
+
     Status spoil(const char* op, const Tensor& out, Status status) {
         if (op_ != op || !status.ok()) return status;
         float* last = out.row(out.rows - 1) + out.cols - 1;

@@ -55,4 +55,49 @@ class WrappedBackend : public Backend {
     std::unique_ptr<Backend> inner_;
 };
 
+// A wrapper that does the same around every op: Derived has a public
+//     template <typename Args> Status op(const char* name, const Args&, Op<Args> run)
+// which calls (inner().*run)(args) when it likes.
+template <typename Derived> class EachOp : public WrappedBackend {
+  public:
+    template <typename Args> using Op = Status (Backend::*)(const Args&);
+    using WrappedBackend::WrappedBackend;
+
+  protected:
+    Status do_linear(const LinearArgs& a) override {
+        return self().op("linear", a, &Backend::linear);
+    }
+    Status do_rms_norm(const RmsNormArgs& a) override {
+        return self().op("rms_norm", a, &Backend::rms_norm);
+    }
+    Status do_layer_norm(const LayerNormArgs& a) override {
+        return self().op("layer_norm", a, &Backend::layer_norm);
+    }
+    Status do_head_norm_rope(const HeadNormRopeArgs& a) override {
+        return self().op("head_norm_rope", a, &Backend::head_norm_rope);
+    }
+    Status do_attention(const AttentionArgs& a) override {
+        return self().op("attention", a, &Backend::attention);
+    }
+    Status do_swiglu(const SwigluArgs& a) override {
+        return self().op("swiglu", a, &Backend::swiglu);
+    }
+    Status do_silu(const SiluArgs& a) override { return self().op("silu", a, &Backend::silu); }
+    Status do_embed_rows(const EmbedRowsArgs& a) override {
+        return self().op("embed_rows", a, &Backend::embed_rows);
+    }
+    Status do_group_norm(const GroupNormArgs& a) override {
+        return self().op("group_norm", a, &Backend::group_norm);
+    }
+    Status do_affine(const AffineArgs& a) override {
+        return self().op("affine", a, &Backend::affine);
+    }
+    Status do_conv2d(const Conv2dArgs& a) override {
+        return self().op("conv2d", a, &Backend::conv2d);
+    }
+
+  private:
+    Derived& self() { return static_cast<Derived&>(*this); }
+};
+
 } // namespace bonsai
