@@ -123,9 +123,14 @@ class Peer:
         return Figure(found["ms"] / case.batch, found["peak"])
 
     def prepare(self, results: Results, deadline: float) -> None:
-        """Compiles and tunes case by case; each figure is kept as one that may be disturbed."""
+        """Compiles and tunes case by case; each figure is kept as one that may be disturbed. What
+        runs at all sizes needs no more than to have begun."""
         self.facts = self._next(deadline)
+        tuned = tuned_cases(self.options)
         for case in self.cases:
+            if case not in tuned:
+                self.ready[case] = list(STAGES)
+                continue
             for stage in STAGES:
                 if figure := self.ask(case, stage, 0.0, deadline):
                     self.ready[case].append(stage)
@@ -135,6 +140,8 @@ class Peer:
         for stage in self.ready.get(case, []):
             if figure := self.ask(case, stage, SECONDS, deadline):
                 results.add(self.way, stage, case, figure, quiet=True)
+            elif self.failed:
+                results.note(f"{self.way}, {self.failed[-1]}")
 
     def stop(self, why: str) -> None:
         self.why = self.why or why
