@@ -104,13 +104,15 @@ using namespace op_test;
 
 namespace {
 
-// Rows, columns and K of a product, with tails of blocks, panels, strips, tiles and depths.
+// Rows, columns and K of a product, with tails of blocks, panels, strips, tiles and depths; stored,
+// or with a bias and a gate added to what is there.
 struct Shape {
     int64_t m, n, k;
+    bool added;
 };
-constexpr Shape kShapes[] = {{1, 1, 128},     {31, 17, 256},  {32, 32, 512},
-                             {33, 33, 640},   {77, 130, 384}, {64, 97, 1152},
-                             {1550, 20, 128}, {5, 400, 1024}, {270, 200, 3328}};
+constexpr Shape kShapes[] = {{1, 1, 128, true},      {31, 17, 256, false}, {32, 32, 512, true},
+                             {33, 33, 640, false},   {77, 130, 384, true}, {64, 97, 1152, false},
+                             {1550, 20, 128, false}, {5, 400, 1024, true}, {270, 200, 3328, false}};
 
 std::vector<uint8_t> random_weight(DType dtype, const Shape& s, Random& random) {
     const DTypeInfo& info = dtype_info(dtype);
@@ -137,6 +139,12 @@ void check_equal(const KernelTable& table, DType dtype, const Shape& s) {
     below.quantize_rows(x.tensor(), codes, {0, s.m});
     Projection p;
     p.weight = Tensor{dtype, s.n, s.k, s.k, weight.data()};
+    Matrix bias(1, s.n, 0, random), gate(1, s.n, 0, random);
+    if (s.added) {
+        p.bias = bias.tensor(), p.gate = gate.tensor(), p.accumulate = true;
+        for (Matrix* out : {&expected, &found})
+            out->fill([](int64_t r, int64_t c) { return static_cast<float>(r - c) / 64; });
+    }
     Scratch scratch;
     p.out = expected.tensor();
     CHECK(below.linear_fast(codes, p, {0, s.m}, {0, s.n}, scratch));

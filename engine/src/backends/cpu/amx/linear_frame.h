@@ -16,8 +16,9 @@
 
 #include <cstring>
 
+#include "backends/cpu/amx/linear_finish.h"
 #include "backends/cpu/amx/tiles.h"
-#include "backends/cpu/avx2/linear.h"
+#include "backends/cpu/table.h"
 
 namespace bonsai::cpu::amx {
 namespace {
@@ -89,7 +90,7 @@ template <class Kind> struct Frame {
                 for (int i = 0; i < panels; ++i)
                     std::memset(sums + i * kPanelRows, 0, Kind::kBlockRows * sizeof *sums);
             multiply_block(x, block, k, groups, panels, sums, memory);
-            if (k + Kind::kDepth >= x.cols) avx2::finish_tile(sums[0], kPanelRows, p, block, cols);
+            if (k + Kind::kDepth >= x.cols) finish_rows(sums[0], kPanelRows, p, block, cols);
         }
     }
 
