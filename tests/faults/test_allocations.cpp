@@ -185,6 +185,29 @@ TEST(drawing) {
     }
 }
 
+// What is made at the first use and stays, too.
+TEST(the_first_picture) {
+    bonsai_context* ctx = nullptr;
+    CHECK(open_model(&ctx, 1) == BONSAI_OK);
+    const std::string expected = draw(ctx, "a tree");
+    bonsai_close(ctx);
+    const bonsai_generate_params params = request("a tree");
+    bool reached = true; // the allocation that was to fail
+    int64_t n = 1;
+    for (; reached; n += stride()) {
+        CHECK(open_model(&ctx, 1) == BONSAI_OK);
+        bonsai_image image;
+        faults::memory.arm(n);
+        (void)bonsai_generate(ctx, &params, &image);
+        faults::memory.disarm();
+        reached = faults::memory.failed() > 0;
+        bonsai_image_free(&image);
+        CHECK(draw(ctx, "a tree") == expected);
+        bonsai_close(ctx);
+    }
+    CHECK(n > 200);
+}
+
 TEST(parts_of_the_pipeline) {
     bonsai_context* ctx = nullptr;
     CHECK(open_model(&ctx, 1) == BONSAI_OK);

@@ -60,20 +60,22 @@ Status TextEncoder::allocate(const Run& run, int64_t n_real, Buffers* b) const {
 
 // Angle of pair i at row p: p * theta^(-2i / head_dim), in single precision as transformers
 // computes it.
-void TextEncoder::make_rope() const {
+TextEncoder::Rope TextEncoder::make_rope() const {
     const TextEncoderConfig& c = config_;
     const int64_t half = c.head_dim / 2;
-    rope_cos_.resize(static_cast<size_t>(c.max_tokens * half));
-    rope_sin_.resize(rope_cos_.size());
+    Rope out;
+    out.cos.resize(static_cast<size_t>(c.max_tokens * half));
+    out.sin.resize(out.cos.size());
     for (int64_t i = 0; i < half; ++i) {
         const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.head_dim);
         const float frequency = 1.0f / std::pow(static_cast<float>(c.rope_theta), exponent);
         for (int64_t p = 0; p < c.max_tokens; ++p) {
             const float angle = static_cast<float>(p) * frequency;
-            rope_cos_[static_cast<size_t>(p * half + i)] = std::cos(angle);
-            rope_sin_[static_cast<size_t>(p * half + i)] = std::sin(angle);
+            out.cos[static_cast<size_t>(p * half + i)] = std::cos(angle);
+            out.sin[static_cast<size_t>(p * half + i)] = std::sin(angle);
         }
     }
+    return out;
 }
 
 Status TextEncoder::layer(const Run& run, const Layer& w, const Buffers& b) const {
@@ -133,9 +135,11 @@ Status TextEncoder::encode(const Run& run, const int32_t* ids, int64_t n_real,
                            const Tensor& out) const {
     Buffers b;
     BONSAI_TRY(allocate(run, n_real, &b));
-    if (rope_cos_.empty() && !run.arena.planning()) make_rope();
-    BONSAI_TRY(run.backend.write(b.cos, rope_cos_.data()));
-    BONSAI_TRY(run.backend.write(b.sin, rope_sin_.data()));
+    if (!run.arena.planning()) { // which may go on beside a run, on another thread
+        if (rope_.cos.empty()) rope_ = make_rope();
+        BONSAI_TRY(run.backend.write(b.cos, rope_.cos.data()));
+        BONSAI_TRY(run.backend.write(b.sin, rope_.sin.data()));
+    }
     BONSAI_TRY(run.backend.embed_rows({token_embd_, ids, b.x}));
     size_t next = 0; // entry of out_layers
     for (int64_t i = 1; i <= config_.layers; ++i) {

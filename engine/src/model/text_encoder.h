@@ -37,16 +37,19 @@ class TextEncoder {
         Tensor activated; // [T, F], f32; is `gate` where that is
         Tensor cos, sin;  // [T, head_dim / 2]
     };
+    struct Rope {
+        std::vector<float> cos, sin; // [T, head_dim / 2]
+    };
     Status allocate(const Run& run, int64_t n_real, Buffers* b) const;
     Status layer(const Run& run, const Layer& w, const Buffers& b) const;
-    void make_rope() const;
+    Rope make_rope() const;
 
     TextEncoderConfig config_;
     WeightSet weights_;
     Tensor token_embd_;  // [V, D]
     Tensor output_norm_; // [1, D] or empty
     std::vector<Layer> layers_;
-    mutable std::vector<float> rope_cos_, rope_sin_; // [T, head_dim / 2], from the first use on
+    mutable Rope rope_;      // from the first use on
     bool quantised_ = false; // all layers: activations may be of the types that save time
 };
 
