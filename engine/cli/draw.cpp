@@ -144,6 +144,17 @@ void exchange_embeds(bonsai_context* ctx, Options& options) {
               kExitFailure);
 }
 
+void generate(bonsai_context* context, const bonsai_generate_params& params, const Options& options,
+              Console& console, bonsai_image* image) {
+    try {
+        check(bonsai_generate(context, &params, image));
+    } catch (const Failure& failure) {
+        console.clear();
+        if (failure.exit_code() == kExitMemory) note_plan(context, options, console);
+        throw;
+    }
+}
+
 } // namespace
 
 void run_draw(Options options, Console& console) {
@@ -168,7 +179,7 @@ void run_draw(Options options, Console& console) {
     bonsai_generate_params params = make_params(options, listener);
     for (; listener.image < count; ++listener.image, ++params.seed) {
         Image image;
-        check(bonsai_generate(context.get(), &params, &image.value));
+        generate(context.get(), params, options, console, &image.value);
         console.clear();
         const std::string path = output.save(image.value, *options.prompt);
         console.note(summary(image.value));

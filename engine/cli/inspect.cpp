@@ -22,7 +22,8 @@ std::string number(uint64_t value) {
 }
 
 // Columns padded to their longest cell, two spaces apart.
-void print_table(const std::vector<std::vector<std::string>>& rows) {
+std::vector<std::string> table(const std::vector<std::vector<std::string>>& rows) {
+    std::vector<std::string> lines;
     std::vector<size_t> widths;
     for (const auto& row : rows) {
         widths.resize(std::max(widths.size(), row.size()));
@@ -35,8 +36,14 @@ void print_table(const std::vector<std::vector<std::string>>& rows) {
             line += row[i];
             if (i + 1 < row.size()) line.append(widths[i] + 2 - row[i].size(), ' ');
         }
-        std::printf("%s\n", line.c_str());
+        lines.push_back(line);
     }
+    return lines;
+}
+
+void print_table(const std::vector<std::vector<std::string>>& rows) {
+    for (const std::string& line : table(rows))
+        std::printf("%s\n", line.c_str());
 }
 
 struct StagePlan {
@@ -44,9 +51,42 @@ struct StagePlan {
     uint64_t weights, activations;
 };
 
-std::string plan_json(const bonsai_memory_plan& plan, const std::vector<StagePlan>& stages) {
+std::vector<StagePlan> stages_of(const bonsai_memory_plan& plan) {
+    return {
+        {"text encoder", plan.text_encoder_weights, plan.text_encoder_activations},
+        {"denoise", plan.transformer_weights, plan.transformer_activations},
+        {"vae", plan.vae_weights, plan.vae_activations},
+    };
+}
+
+bonsai_status plan_memory(bonsai_context* context, const Options& options,
+                          bonsai_memory_plan* plan) {
+    *plan = {};
+    plan->struct_size = sizeof(*plan);
+    return bonsai_plan_memory(context, options.width.value_or(0), options.height.value_or(0), plan);
+}
+
+std::string verdict(const bonsai_memory_plan& plan) {
+    return format_bytes(plan.peak) + " of " + format_bytes(plan.limit);
+}
+
+std::vector<std::string> plan_lines(const bonsai_memory_plan& plan) {
+    std::vector<std::vector<std::string>> rows = {
+        {"stage", "weights", "activations", "resident", "afterwards"}};
+    for (const StagePlan& s : stages_of(plan))
+        rows.push_back({s.name, format_bytes(s.weights), format_bytes(s.activations),
+                        format_bytes(s.weights + s.activations), "weights evicted"});
+    std::vector<std::string> lines = table(rows);
+    lines.push_back("peak " + verdict(plan) + ": " +
+                    (plan.fits == 0        ? "does not fit"
+                     : plan.vae_tiled != 0 ? "fits, the vae works in strips"
+                                           : "fits"));
+    return lines;
+}
+
+std::string plan_json(const bonsai_memory_plan& plan) {
     std::string out = "{\"stages\": [";
-    for (const StagePlan& s : stages)
+    for (const StagePlan& s : stages_of(plan))
         out += std::string(out.back() == '[' ? "" : ", ") + "{\"stage\": " + json_string(s.name) +
                ", \"weights\": " + number(s.weights) +
                ", \"activations\": " + number(s.activations) + "}";
@@ -119,35 +159,25 @@ void run_doctor(const Options& options) {
                           "--device or BONSAI_CPU=generic, and report this with the list above");
 }
 
+void note_plan(bonsai_context* context, const Options& options, Console& console) {
+    bonsai_memory_plan plan;
+    if (plan_memory(context, options, &plan) != BONSAI_OK) return;
+    for (const std::string& line : plan_lines(plan))
+        console.note(line);
+}
+
 void run_dry_run(Options options, Console& console) {
     if (options.from) apply_metadata(options);
     const Context context(options, console);
-    bonsai_memory_plan plan = {};
-    plan.struct_size = sizeof(plan);
-    check(bonsai_plan_memory(context.get(), options.width.value_or(0), options.height.value_or(0),
-                             &plan));
-    const std::vector<StagePlan> stages = {
-        {"text encoder", plan.text_encoder_weights, plan.text_encoder_activations},
-        {"denoise", plan.transformer_weights, plan.transformer_activations},
-        {"vae", plan.vae_weights, plan.vae_activations},
-    };
-    const std::string verdict = format_bytes(plan.peak) + " of " + format_bytes(plan.limit);
-    if (options.json) {
-        std::printf("%s\n", plan_json(plan, stages).c_str());
-    } else {
-        std::vector<std::vector<std::string>> rows = {
-            {"stage", "weights", "activations", "resident", "afterwards"}};
-        for (const StagePlan& s : stages)
-            rows.push_back({s.name, format_bytes(s.weights), format_bytes(s.activations),
-                            format_bytes(s.weights + s.activations), "weights evicted"});
-        print_table(rows);
-        std::printf("peak %s: %s\n", verdict.c_str(),
-                    plan.fits == 0        ? "does not fit"
-                    : plan.vae_tiled != 0 ? "fits, the vae works in strips"
-                                          : "fits");
-    }
+    bonsai_memory_plan plan;
+    check(plan_memory(context.get(), options, &plan));
+    if (options.json)
+        std::printf("%s\n", plan_json(plan).c_str());
+    else
+        for (const std::string& line : plan_lines(plan))
+            std::printf("%s\n", line.c_str());
     if (plan.fits == 0)
-        throw Failure(kExitMemory, "not enough memory: " + verdict +
+        throw Failure(kExitMemory, "not enough memory: " + verdict(plan) +
                                        "; draw a smaller picture or raise --max-memory");
 }
 

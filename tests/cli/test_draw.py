@@ -231,6 +231,8 @@ def test_failed_write_leaves_nothing_and_keeps_the_old_file(cli):
 def test_not_enough_memory(cli):
     result = cli("-p", "x", "--max-memory", "1M", "--size", "64x64")
     assert result.code == 4 and "smaller picture" in result.err, result
+    assert "does not fit" in result.err and "\nvae " in result.err, "the plan"
+    assert "does not fit" not in cli("-q", "-p", "x", "--max-memory", "1M").err
     assert cli.files() == []
 
 
