@@ -14,6 +14,7 @@
 #include "backends/cuda/half_rows.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/mma.cuh"
+#include "backends/cuda/rows.cuh"
 #include "backends/cuda/shift_gemm.h"
 
 namespace bonsai::cuda {
@@ -37,10 +38,6 @@ struct Staging {
 };
 
 } // namespace
-
-__device__ __forceinline__ float silu_of(float x) {
-    return x / (1.0f + __expf(-x));
-}
 
 // Eight channels from c on, as f16.
 template <bool kVector>
