@@ -55,12 +55,7 @@ struct Bench {
     // out = x W^T
     std::vector<float> product(const Tensor& x, const Tensor& weight) {
         Tensor out = make(x.rows, weight.rows, DType::kF32);
-        LinearArgs args;
-        args.x = x;
-        args.projections[0].weight = weight;
-        args.projections[0].out = out;
-        args.count = 1;
-        CHECK_OK(backend.linear(args));
+        CHECK_OK(backend.linear(backend_test::product(x, weight, out)));
         std::vector<float> values(static_cast<size_t>(out.rows * out.cols));
         CHECK_OK(backend.read(out, values.data()));
         arena->release(&out);
@@ -224,6 +219,46 @@ TEST(device_swiglu_and_attention_to_codes) {
     });
 }
 
+// Gate and up in F16: codes are those of the floats, and floats are within 2^-18 of the rule; of
+// more rows, too, than a launch has in its second direction.
+TEST(device_swiglu_of_half_precision) {
+    for_each_device(Precision::kFast, [](Pair& pair) {
+        if (!offers(*pair.device, &ActivationTypes::hidden, DType::kF16)) return;
+        Bench b(pair);
+        const Tensor weight = b.inputs.weight(DType::kPQ2_0, kOut, kIn).on[1];
+        const auto halves_of = [&](int64_t rows, int64_t cols, std::vector<float>* values) {
+            std::vector<uint16_t> stored;
+            for (int64_t i = 0; i < rows * cols; ++i) {
+                stored.push_back(f32_to_f16(static_cast<float>(i * 7919 % 2003 - 1001) / 125));
+                values->push_back(f16_to_f32(stored.back()));
+            }
+            const Tensor there = b.make(rows, cols, DType::kF16);
+            CHECK_OK(b.backend.write(there, stored.data()));
+            return there;
+        };
+        std::vector<float> values;
+        const Tensor both = halves_of(kRows, 2 * kIn, &values);
+        b.compare("swiglu of f16", kIn, weight, false, [&](const Tensor& out) {
+            return b.backend.swiglu({both.slice_cols(0, kIn), both.slice_cols(kIn, kIn), out});
+        });
+        values.clear();
+        const int64_t rows = 66000, cols = 8;
+        const Tensor many = halves_of(rows, 2 * cols, &values),
+                     out = b.make(rows, cols, DType::kF32);
+        CHECK_OK(b.backend.swiglu({many.slice_cols(0, cols), many.slice_cols(cols, cols), out}));
+        std::vector<float> found(static_cast<size_t>(rows * cols));
+        CHECK_OK(b.backend.read(out, found.data()));
+        double worst = 0;
+        for (size_t i = 0; i < found.size(); ++i) {
+            const float* row = &values[i / 8 * 16 + i % 8];
+            const double gate = row[0], up = row[8], rule = gate / (1 + std::exp(-gate)) * up;
+            const double error = std::fabs(found[i] - rule) / std::max(std::fabs(rule), 1e-3);
+            worst = error <= worst ? worst : error; // a NaN stays
+        }
+        CHECK(worst < 0x1p-18);
+    });
+}
+
 // From a product to heads in F16: 2^-11 of a value is lost at each write.
 TEST(device_heads_of_half_precision) {
     for_each_device(Precision::kFast, [](Pair& pair) {
@@ -243,12 +278,7 @@ TEST(device_heads_of_half_precision) {
         for (int half = 0; half < 2; ++half) {
             const Tensor qkv = b.make(kRows, 3 * width, half ? DType::kF16 : DType::kF32);
             const Tensor out = b.make(kRows, width, DType::kF32);
-            LinearArgs product;
-            product.x = x;
-            product.projections[0].weight = weight;
-            product.projections[0].out = qkv;
-            product.count = 1;
-            CHECK_OK(b.backend.linear(product));
+            CHECK_OK(b.backend.linear(product(x, weight, qkv)));
             HeadNormRopeArgs rope;
             rope.x = qkv.slice_cols(0, width), rope.also = qkv.slice_cols(width, width);
             rope.gain = rope.also_gain = gain, rope.cos = cos, rope.sin = sin;

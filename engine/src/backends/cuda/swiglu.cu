@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) swiglu_codes_kernel(Halves<T> i
 }
 
 __global__ void swiglu_half_kernel(Halves<__half> in, Rows out) {
-    const int64_t row = blockIdx.y,
-                  column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int64_t row = blockIdx.x, // of which there may be more than blockIdx.y counts
+        column = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
     if (column >= in.cols) return;
     const float g = __half2float(in.gate[row * in.gate_stride + column]),
                 u = __half2float(in.up[row * in.up_stride + column]);
@@ -87,8 +87,8 @@ Status swiglu(const Context& context, const SwigluArgs& args) {
     if (args.out.dtype == DType::kI8) {
         half ? to_codes<__half>(context, args) : to_codes<float>(context, args);
     } else if (half) {
-        const dim3 grid(static_cast<unsigned>((args.gate.cols + 255) / 256),
-                        static_cast<unsigned>(args.gate.rows));
+        const dim3 grid(static_cast<unsigned>(args.gate.rows),
+                        static_cast<unsigned>((args.gate.cols + 255) / 256));
         swiglu_half_kernel<<<grid, 256, 0, context.stream>>>(halves<__half>(args),
                                                              rows_of(args.out));
     } else {
