@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a backend owes beside its ops: memory, errors, weights that come and go, recorded ops. The
 // ops are in the files beside this one.
+#include <algorithm>
+
 #include "device_case.h"
 
 namespace backend_test {
@@ -62,6 +64,78 @@ TEST(device_memory_that_is_not_there) {
         CHECK(pair.device->memory_free() > 0);
         CHECK(pair.device->device().memory_total > 0);
     });
+}
+
+namespace {
+
+// What scratch_bytes tells of an op is what the device's memory grows by, weights of `weights`
+// bytes aside. make(case): the op's arguments on a side.
+template <typename Args, typename Make>
+void expect_scratch(const char* name, Precision precision, uint64_t weights,
+                    Status (Backend::*op)(const Args&), const Make& make) {
+    constexpr uint64_t kLeast = 1 << 20, kSlack = 1 << 16; // what scratch begins with, roundings
+    for_each_device(precision, [&](Pair& pair) {
+        Case c(pair, name);
+        const std::function<Args(const Side&)> args = make(c);
+        const uint64_t before = pair.device->memory_used();
+        if (before == 0) return; // its memory is the process's
+        c.run([&](Side s) { return (s.backend.*op)(args(s)); });
+        const uint64_t took = pair.device->memory_used() - before - weights,
+                       told = pair.device->scratch_bytes(args({*pair.device, 1})),
+                       expected = std::max(told, took > kSlack ? kLeast : 0);
+        if (took + kSlack < expected || took > expected + kSlack)
+            std::printf("%s: took %llu bytes of scratch, told %llu\n", name,
+                        static_cast<unsigned long long>(took),
+                        static_cast<unsigned long long>(told));
+        CHECK(took + kSlack >= expected && took <= expected + kSlack);
+    });
+}
+
+void expect_linear_scratch(Precision precision, DType dtype, int64_t rows) {
+    constexpr int64_t kOut = 272, kIn = 1280;
+    const uint64_t weights = kOut * row_bytes(dtype, kIn);
+    expect_scratch(
+        format("linear, %s, %d rows", dtype_info(dtype).name, static_cast<int>(rows)).c_str(),
+        precision, weights, &Backend::linear, [&](Case& c) {
+            const Operand x = c.random(rows, kIn), y = c.room(rows, kOut),
+                          w = c.weight(dtype, kOut, kIn);
+            return [=](const Side& s) { return product(x[s], w[s], y[s]); };
+        });
+}
+
+void expect_attention_scratch(Precision precision, int64_t keys, int heads, int head_dim) {
+    expect_scratch("attention", precision, 0, &Backend::attention, [&](Case& c) {
+        const int64_t width = int64_t{heads} * head_dim;
+        const Operand q = c.random(300, width), k = c.random(keys, width),
+                      v = c.random(keys, width), out = c.room(300, width);
+        return [=](const Side& s) {
+            return AttentionArgs{q[s], k[s], v[s], out[s], heads, heads, head_dim, 0.1f, false};
+        };
+    });
+}
+
+} // namespace
+
+TEST(device_scratch_is_what_plans_count) {
+    for (const Precision precision : {Precision::kFast, Precision::kExact}) {
+        for (const DType dtype : {DType::kF32, DType::kF16, DType::kQ8_0, DType::kPQ2_0})
+            for (const int64_t rows : {4, 900, 1536})
+                expect_linear_scratch(precision, dtype, rows);
+        expect_attention_scratch(precision, 2000, 3, 128);
+        expect_attention_scratch(precision, 2000, 3, 64);
+        expect_attention_scratch(precision, 500, 1, 512);
+        expect_scratch("conv2d", precision, 96 * 9 * 64 * 2, &Backend::conv2d, [](Case& c) {
+            constexpr int64_t kSide = 120;
+            const Operand x = c.random(kSide * kSide, 64), out = c.room(kSide * kSide, 96),
+                          w = c.weight(DType::kF16, 96, 9 * 64);
+            return [=](const Side& s) {
+                Conv2dArgs args;
+                args.x = x[s], args.weight = w[s], args.out = out[s];
+                args.height = args.width = kSide;
+                return args;
+            };
+        });
+    }
 }
 
 // A weight comes when it is used, may go when it is not, and comes again.

@@ -6,10 +6,14 @@
 
 namespace bonsai::cuda {
 
+static bool is_exact(const Context& context, const AttentionArgs& args) {
+    return context.precision == Precision::kExact && args.q.dtype == DType::kF32;
+}
+
+// To f32.
 static Status attention_f32(const Context& context, const AttentionArgs& args) {
     if (args.head_dim > 128) return attention_wide(context, args);
-    const bool exact = context.precision == Precision::kExact && args.q.dtype == DType::kF32;
-    return attention_mma(context, args, exact);
+    return attention_mma(context, args, is_exact(context, args));
 }
 
 static bool on_hopper(const Context& context, const AttentionArgs& args) {
@@ -23,8 +27,10 @@ static bool on_hopper(const Context& context, const AttentionArgs& args) {
 
 uint64_t attention_scratch(const Context& context, const AttentionArgs& args) {
     if (on_hopper(context, args)) return hopper_scratch(context, args);
-    return args.out.dtype == DType::kI8 ? static_cast<uint64_t>(args.out.rows * args.out.cols) * 4
-                                        : 0;
+    const uint64_t floats =
+        args.out.dtype == DType::kI8 ? static_cast<uint64_t>(args.out.rows * args.out.cols) * 4 : 0;
+    return floats + (args.head_dim > 128 ? wide_scratch(context, args)
+                                         : mma_scratch(args, is_exact(context, args)));
 }
 
 Status attention(const Context& context, const AttentionArgs& args) {

@@ -20,11 +20,13 @@ inline float sign_of(float scale) {
 // Heads of up to 128 on any chip: one pass over the keys, mma.sync. Exact: operands as pairs of
 // f16.
 Status attention_mma(const Context& context, const AttentionArgs& args, bool exact);
+uint64_t mma_scratch(const AttentionArgs& args, bool exact); // bytes of it
 // The same on Hopper with wgmma and f16 operands, for what hopper_takes accepts.
 bool hopper_takes(const AttentionArgs& args);
 Status attention_hopper(const Context& context, const AttentionArgs& args);
-uint64_t hopper_scratch(const Context& context, const AttentionArgs& args); // bytes of it
+uint64_t hopper_scratch(const Context& context, const AttentionArgs& args);
 // Wider heads: logits of a band of queries in scratch, products by shift_gemm.
 Status attention_wide(const Context& context, const AttentionArgs& args);
+uint64_t wide_scratch(const Context& context, const AttentionArgs& args);
 
 } // namespace bonsai::cuda

@@ -327,6 +327,10 @@ static Status round_rows(const Context& context, const Tensor& x, const Attentio
     return check_launch("attention operands");
 }
 
+static int padded_keys(const AttentionArgs& args) {
+    return static_cast<int>((args.k.rows + 63) / 64 * 64);
+}
+
 template <int kDim, bool kExact>
 static Status run(const Context& context, const AttentionArgs& args) {
     using T = Tile<kDim, kExact>;
@@ -334,7 +338,7 @@ static Status run(const Context& context, const AttentionArgs& args) {
     f.q = numbers_of(args.q);
     f.out = args.out.f32(), f.out_stride = args.out.stride;
     f.queries = static_cast<int>(args.q.rows), f.keys = static_cast<int>(args.k.rows);
-    f.padded_keys = (f.keys + 63) / 64 * 64;
+    f.padded_keys = padded_keys(args);
     f.head_dim = args.head_dim, f.shared_by = args.heads / args.kv_heads;
     f.scale = base2_scale(args.scale), f.sign_q = sign_of(args.scale), f.causal = args.causal;
     f.plane = int64_t{args.kv_heads} * f.padded_keys * kDim;
@@ -363,6 +367,12 @@ static Status run(const Context& context, const AttentionArgs& args) {
                     static_cast<unsigned>(args.heads));
     flash_kernel<kDim, kExact><<<grid, kThreads, kBytes, context.stream>>>(f);
     return check_launch("attention");
+}
+
+uint64_t mma_scratch(const AttentionArgs& args, bool exact) {
+    const int dim = args.head_dim <= 32 ? 32 : args.head_dim <= 64 ? 64 : 128;
+    const int64_t plane = int64_t{args.kv_heads} * padded_keys(args) * dim;
+    return static_cast<uint64_t>(plane) * 2 * (exact ? 2 : 1) * sizeof(__half);
 }
 
 Status attention_mma(const Context& context, const AttentionArgs& args, bool exact) {

@@ -10,6 +10,7 @@
 // Roofline: 4 * Sq * Sk * head_dim flop; logits and weights make 10 bytes a pair of tokens: at
 //           head_dim 512 205 flop a byte, near the balance of an H200.
 #include <algorithm>
+#include <type_traits>
 
 #include "backends/cuda/attention.h"
 #include "backends/cuda/mma.cuh"
@@ -96,40 +97,77 @@ struct Band {
     GemmPlan logits_plan, values_plan;
 };
 
+// Bytes of scratch of a band.
+struct Sizes {
+    size_t q, weights, keys, values, logits, inverse, shares;
+};
+
 } // namespace
 
+// All but the addresses.
+static Band plan_band(const Context& context, const AttentionArgs& args) {
+    Band b = {};
+    b.width = static_cast<int>(round_up(args.head_dim, kChunk));
+    b.padded_keys = static_cast<int>(round_up(args.k.rows, kChunk));
+    b.rows = std::min(round_up(args.q.rows, 128),
+                      std::max<int64_t>(128, kBandBytes / 4 / b.padded_keys / 128 * 128));
+    ShiftGemm& s = b.logits_gemm;
+    s.n = static_cast<int>(args.k.rows), s.channels = b.width, s.rows = b.rows;
+    s.out_stride = b.padded_keys, s.a_rows = b.rows + kRowSlack;
+    ShiftGemm& v = b.values_gemm;
+    v.n = args.head_dim, v.channels = b.padded_keys, v.rows = b.rows;
+    v.out_stride = args.out.stride, v.a_rows = s.a_rows;
+    b.logits_plan = plan_gemm(context, s);
+    b.values_plan = plan_gemm(context, v);
+    // Few tiles and a long sum: shares of it keep all multiprocessors busy, two blocks each.
+    const int64_t tiles = (b.rows + 127) / 128 * ((v.n + 127) / 128);
+    const int64_t most = std::max<int64_t>(1, b.padded_keys / (4 * kChunk));
+    v.parts = static_cast<int>(std::clamp<int64_t>(2 * context.multiprocessors / tiles, 1, most));
+    v.part_stride = b.rows * v.n;
+    return b;
+}
+
+static Sizes sizes_of(const Band& b) {
+    const ShiftGemm &s = b.logits_gemm, &v = b.values_gemm;
+    const auto rows = static_cast<size_t>(s.a_rows), width = static_cast<size_t>(b.width),
+               keys = static_cast<size_t>(b.padded_keys);
+    Sizes sizes = {};
+    sizes.q = rows * width * sizeof(__half);
+    sizes.weights = rows * keys * sizeof(__half);
+    sizes.keys = packed_halves(b.logits_plan, s.n, s.channels, 1) * sizeof(__half);
+    sizes.values = packed_halves(b.values_plan, v.n, v.channels, 1) * sizeof(__half);
+    sizes.logits = rows * keys * sizeof(float);
+    sizes.inverse = rows * sizeof(float);
+    if (v.parts > 1) sizes.shares = static_cast<size_t>(v.parts * v.part_stride) * sizeof(float);
+    return sizes;
+}
+
 static Status prepare(const Context& context, const AttentionArgs& args, Band* b) {
-    b->width = static_cast<int>(round_up(args.head_dim, kChunk));
-    b->padded_keys = static_cast<int>(round_up(args.k.rows, kChunk));
-    b->rows = std::min(round_up(args.q.rows, 128),
-                       std::max<int64_t>(128, kBandBytes / 4 / b->padded_keys / 128 * 128));
-    const int64_t memory_rows = b->rows + kRowSlack;
-    ShiftGemm& s = b->logits_gemm;
-    s.n = static_cast<int>(args.k.rows), s.channels = b->width, s.rows = b->rows;
-    s.out_stride = b->padded_keys, s.a_rows = memory_rows;
-    ShiftGemm& v = b->values_gemm;
-    v.n = args.head_dim, v.channels = b->padded_keys, v.rows = b->rows;
-    v.out_stride = args.out.stride, v.a_rows = memory_rows;
-    b->logits_plan = plan_gemm(context, s);
-    b->values_plan = plan_gemm(context, v);
-    Scratch& scratch = *context.scratch;
-    const auto halves = [&](int cols) { return static_cast<size_t>(memory_rows) * cols; };
-    BONSAI_TRY(scratch.get(halves(b->width), &b->q));
-    BONSAI_TRY(scratch.get(halves(b->padded_keys), &b->weights));
-    BONSAI_TRY(scratch.get(halves(b->padded_keys), &b->logits));
-    BONSAI_TRY(scratch.get(static_cast<size_t>(memory_rows), &b->inverse));
-    BONSAI_TRY(scratch.get(packed_halves(b->logits_plan, s.n, s.channels, 1), &b->keys));
-    BONSAI_TRY(scratch.get(packed_halves(b->values_plan, v.n, v.channels, 1), &b->values));
+    *b = plan_band(context, args);
+    const Sizes sizes = sizes_of(*b);
+    const auto get = [&](size_t bytes, auto* out) {
+        void* piece = nullptr;
+        BONSAI_TRY(context.scratch->get(bytes, &piece));
+        *out = static_cast<std::remove_reference_t<decltype(*out)>>(piece);
+        return Status();
+    };
+    BONSAI_TRY(get(sizes.q, &b->q));
+    BONSAI_TRY(get(sizes.weights, &b->weights));
+    BONSAI_TRY(get(sizes.keys, &b->keys));
+    BONSAI_TRY(get(sizes.values, &b->values));
+    BONSAI_TRY(get(sizes.logits, &b->logits));
+    BONSAI_TRY(get(sizes.inverse, &b->inverse));
+    ShiftGemm &s = b->logits_gemm, &v = b->values_gemm;
     s.a = b->q, s.b = b->keys, s.out = b->logits;
     v.a = b->weights, v.b = b->values;
-    // Few tiles and a long sum: shares of it keep all multiprocessors busy, two blocks each.
-    const int64_t tiles = (b->rows + 127) / 128 * ((v.n + 127) / 128);
-    const int64_t most = std::max<int64_t>(1, b->padded_keys / (4 * kChunk));
-    v.parts = static_cast<int>(std::clamp<int64_t>(2 * context.multiprocessors / tiles, 1, most));
-    v.part_stride = b->rows * v.n;
-    if (v.parts > 1) return scratch.get(static_cast<size_t>(v.parts * v.part_stride), &b->shares);
+    if (v.parts > 1) return get(sizes.shares, &b->shares);
     v.row_scale = b->inverse;
     return Status();
+}
+
+uint64_t wide_scratch(const Context& context, const AttentionArgs& args) {
+    const Sizes s = sizes_of(plan_band(context, args));
+    return s.q + s.weights + s.keys + s.values + s.logits + s.inverse + s.shares;
 }
 
 static Status attend(const Context& context, const AttentionArgs& args, const Tensor& q,

@@ -231,8 +231,14 @@ ActivationTypes CudaBackend::activations() const {
     return types;
 }
 
+uint64_t CudaBackend::scratch_bytes(const LinearArgs& args) const {
+    return linear_scratch(context_, args);
+}
 uint64_t CudaBackend::scratch_bytes(const AttentionArgs& args) const {
     return attention_scratch(context_, args);
+}
+uint64_t CudaBackend::scratch_bytes(const Conv2dArgs& args) const {
+    return conv2d_scratch(context_, args);
 }
 
 template <typename Args>

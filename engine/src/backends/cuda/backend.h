@@ -35,8 +35,9 @@ class CudaBackend final : public Backend {
     Status replay(const Capture& capture) override;
     int64_t batch() const override { return context_.precision == Precision::kFast ? 8 : 1; }
     ActivationTypes activations() const override;
-    using Backend::scratch_bytes;
+    uint64_t scratch_bytes(const LinearArgs& args) const override;
     uint64_t scratch_bytes(const AttentionArgs& args) const override;
+    uint64_t scratch_bytes(const Conv2dArgs& args) const override;
 
   protected:
     Status do_linear(const LinearArgs& args) override;

@@ -116,18 +116,50 @@ static ShiftGemm describe_product(const Conv2dArgs& args, const Staging& s) {
     gemm.taps = args.kernel * args.kernel;
     gemm.pitch = s.pitch, gemm.width = s.width;
     if (!args.bias.empty()) gemm.bias = args.bias.f32();
-    gemm.alpha = s.alpha;
     gemm.adds = !args.add.empty();
     gemm.add_stride = args.add.stride, gemm.out_stride = args.out.stride;
     return gemm;
 }
 
-Status conv2d(const Context& context, const Conv2dArgs& args) {
-    Staging s = describe_input(args);
+namespace {
+
+// How a convolution is cut into bands, and what it takes of scratch for them.
+struct Bands {
+    Staging input;
+    ShiftGemm gemm;
+    GemmPlan plan;
+    int height, lines; // of the result; of a band
+    size_t input_halves, weight_halves;
+};
+
+} // namespace
+
+static Bands plan_bands(const Context& context, const Conv2dArgs& args) {
+    Bands b = {};
+    b.input = describe_input(args);
+    const Staging& s = b.input;
     const int64_t line_bytes = int64_t{s.pitch} * s.padded_channels * 2;
-    const auto height = static_cast<int>(args.out_height());
-    const int band =
-        static_cast<int>(std::clamp<int64_t>(kBandBytes / line_bytes - 2 * s.border, 1, height));
+    b.height = static_cast<int>(args.out_height());
+    b.lines =
+        static_cast<int>(std::clamp<int64_t>(kBandBytes / line_bytes - 2 * s.border, 1, b.height));
+    b.gemm = describe_product(args, s);
+    b.gemm.a_rows = int64_t{b.lines + 2 * s.border} * s.pitch + kRowSlack;
+    b.gemm.rows = int64_t{b.lines - 1} * s.pitch + s.width;
+    b.plan = plan_gemm(context, b.gemm);
+    b.input_halves = static_cast<size_t>(b.gemm.a_rows * s.padded_channels);
+    b.weight_halves = packed_halves(b.plan, b.gemm.n, args.x.cols, b.gemm.taps);
+    return b;
+}
+
+uint64_t conv2d_scratch(const Context& context, const Conv2dArgs& args) {
+    const Bands b = plan_bands(context, args);
+    return (b.input_halves + b.weight_halves) * sizeof(__half);
+}
+
+Status conv2d(const Context& context, const Conv2dArgs& args) {
+    Bands b = plan_bands(context, args);
+    Staging& s = b.input;
+    ShiftGemm& gemm = b.gemm;
     BONSAI_TRY(context.scratch->get(1, &s.alpha));
     if (args.affine.empty()) {
         uint32_t* largest = nullptr;
@@ -135,23 +167,19 @@ Status conv2d(const Context& context, const Conv2dArgs& args) {
         BONSAI_TRY(absolute_maximum(context, args.x, largest));
         s.largest = largest;
     }
-    ShiftGemm gemm = describe_product(args, s);
-    gemm.a_rows = int64_t{band + 2 * s.border} * s.pitch + kRowSlack;
-    gemm.rows = int64_t{band - 1} * s.pitch + s.width;
-    BONSAI_TRY(context.scratch->get(static_cast<size_t>(gemm.a_rows * s.padded_channels), &s.out));
-    const GemmPlan plan = plan_gemm(context, gemm);
     __half* weights = nullptr;
-    BONSAI_TRY(context.scratch->get(packed_halves(plan, gemm.n, args.x.cols, gemm.taps), &weights));
-    BONSAI_TRY(pack_weights(context, plan, args.weight, args.x.cols, gemm.taps, weights));
-    gemm.a = s.out, gemm.b = weights;
-    for (int line = 0; line < height; line += band) {
-        const int lines = std::min(band, height - line);
+    BONSAI_TRY(context.scratch->get(b.input_halves, &s.out));
+    BONSAI_TRY(context.scratch->get(b.weight_halves, &weights));
+    BONSAI_TRY(pack_weights(context, b.plan, args.weight, args.x.cols, gemm.taps, weights));
+    gemm.a = s.out, gemm.b = weights, gemm.alpha = s.alpha;
+    for (int line = 0; line < b.height; line += b.lines) {
+        const int lines = std::min(b.lines, b.height - line);
         s.first_line = line + args.above * s.zoom - s.border, s.lines = lines + 2 * s.border;
         BONSAI_TRY(stage(context, s));
         gemm.rows = int64_t{lines - 1} * s.pitch + s.width;
         gemm.out = args.out.row(int64_t{line} * s.width);
         if (!args.add.empty()) gemm.add = args.add.row(int64_t{line} * s.width);
-        BONSAI_TRY(shift_gemm(context, plan, gemm));
+        BONSAI_TRY(shift_gemm(context, b.plan, gemm));
     }
     return Status();
 }

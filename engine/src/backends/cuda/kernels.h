@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One launcher an op: queues kernels on the context's stream. All addresses are the device's; the
-// arguments have passed ops/check.cpp.
+// arguments have passed ops/check.cpp. What a launcher takes of the context's scratch, but for some
+// KB, *_scratch tells from the same arguments, whose addresses may be any.
 #pragma once
 
 #include "backends/cuda/context.h"
@@ -14,6 +15,7 @@ Status check_code();
 Status linear(const Context& context, const LinearArgs& args);
 // Both, in one launch where that is possible.
 Status linear_pair(const Context& context, const LinearArgs& a, const LinearArgs& b);
+uint64_t linear_scratch(const Context& context, const LinearArgs& args); // bytes
 // Whether linear() takes low-bit weights of these args folded (weight_layout.h).
 bool linear_folds(const Context& context, const LinearArgs& args);
 
@@ -45,7 +47,8 @@ inline QuantizedRows quantized_rows(const Tensor& x) {
             x.scale_stride,
             x.scale_group};
 }
-// Memory for `rows` x `cols` from the context's scratch.
+// Memory for `rows` x `cols` from the context's scratch, and how many bytes that is.
+uint64_t quantized_bytes(int64_t rows, int64_t cols, int group);
 Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, int group,
                           QuantizedRows* out);
 // x f32 or f16. In groups of kGroup the bytes of cpu/generic/quantize.cpp.
@@ -58,8 +61,6 @@ Status rms_norm(const Context& context, const RmsNormArgs& args);
 Status layer_norm(const Context& context, const LayerNormArgs& args);
 Status head_norm_rope(const Context& context, const HeadNormRopeArgs& args);
 Status attention(const Context& context, const AttentionArgs& args);
-// Bytes of scratch of attention to I8 and on compute capability 9.0: f16 ahead of codes, rounded
-// operands, parts of tiles.
 uint64_t attention_scratch(const Context& context, const AttentionArgs& args);
 Status swiglu(const Context& context, const SwigluArgs& args);
 Status silu(const Context& context, const SiluArgs& args);
@@ -68,6 +69,7 @@ Status embed_rows(const Context& context, const EmbedRowsArgs& args);
 Status group_norm(const Context& context, const GroupNormArgs& args);
 Status affine(const Context& context, const AffineArgs& args);
 Status conv2d(const Context& context, const Conv2dArgs& args);
+uint64_t conv2d_scratch(const Context& context, const Conv2dArgs& args);
 
 // A matrix in [-1, 1] as bytes, behind a word that is not 0 if an element is no number.
 inline size_t pixel_words(size_t elements) {

@@ -68,6 +68,14 @@ Status project_exact(const Context& context, const LinearArgs& args, unsigned ma
     return linear_half(context, x, args, mask);
 }
 
+// Bytes that project_exact takes of the scratch.
+uint64_t exact_route_scratch(const Context& context, const LinearArgs& args, unsigned mask,
+                             DType dtype) {
+    if (args.x.rows <= kGemvRows) return 0;
+    if (!linear_half_serves(context, args, dtype, true)) return exact_scratch(context, args, mask);
+    return half_rows_bytes(args.x, half_kind(dtype, true)) + half_scratch(context, args, mask);
+}
+
 } // namespace
 
 Status linear_quantized(const Context& context, const QuantizedRows& x, const LinearArgs& args) {
@@ -115,6 +123,30 @@ Status linear(const Context& context, const LinearArgs& args) {
     return {};
 }
 
+uint64_t linear_scratch(const Context& context, const LinearArgs& args) {
+    if (args.x.dtype == DType::kI8) return 0;
+    uint64_t bytes = 0;
+    bool quantized = false, half = false; // x is already
+    unsigned done = 0;
+    for (int i = 0; i < args.count; ++i) {
+        if ((done >> i & 1) != 0) continue;
+        const DType dtype = args.projections[i].weight.dtype;
+        const unsigned mask = same_type(args, i);
+        done |= mask;
+        if (!may_quantize(context, args) || !is_block_quantized(dtype)) {
+            bytes += exact_route_scratch(context, args, mask, dtype);
+        } else if (linear_half_serves(context, args, dtype, false)) {
+            if (!half) bytes += half_rows_bytes(args.x, HalfKind::kOne);
+            bytes += half_scratch(context, args, mask);
+            half = true;
+        } else if (!quantized) {
+            bytes += quantized_bytes(args.x.rows, args.x.cols, group_of(context, args));
+            quantized = true;
+        }
+    }
+    return bytes;
+}
+
 Status linear_pair(const Context& context, const LinearArgs& a, const LinearArgs& b) {
     const HopperProduct products[2] = {{quantized_rows(a.x), &a, same_type(a, 0)},
                                        {quantized_rows(b.x), &b, same_type(b, 0)}};
@@ -126,6 +158,7 @@ Status linear_pair(const Context& context, const LinearArgs& a, const LinearArgs
     if (together && linear_hopper_serves(context, dtype))
         return linear_hopper(context, products, 2);
     BONSAI_TRY(linear(context, a));
+    context.scratch->reset(); // they run one after the other
     return linear(context, b);
 }
 

@@ -55,6 +55,7 @@ Status linear_hopper(const Context& context, const HopperProduct* products, int 
                      int tile = -1);
 // f32 x with any W.
 Status linear_exact(const Context& context, const LinearArgs& args, unsigned mask);
+uint64_t exact_scratch(const Context& context, const LinearArgs& args, unsigned mask); // bytes
 // The same for at most kGemvRows tokens.
 constexpr int kGemvRows = 4;
 Status linear_gemv(const Context& context, const LinearArgs& args, unsigned mask);

@@ -283,7 +283,17 @@ int splits_of(const Context& context, const Parts& parts, int64_t rows, int64_t 
         std::max<int64_t>(1, std::min<int64_t>({wanted, cols / (4 * kTileK), 16})));
 }
 
+size_t partial_count(int splits, int64_t rows, const Parts& parts) {
+    return static_cast<size_t>(splits * rows * parts.tiles * kTileRows);
+}
+
 } // namespace
+
+uint64_t exact_scratch(const Context& context, const LinearArgs& args, unsigned mask) {
+    const Parts parts = make_parts(args, mask, kTileRows);
+    const int splits = splits_of(context, parts, args.x.rows, args.x.cols);
+    return splits > 1 ? partial_count(splits, args.x.rows, parts) * sizeof(float) : 0;
+}
 
 Status linear_exact(const Context& context, const LinearArgs& args, unsigned mask) {
     const Parts parts = make_parts(args, mask, kTileRows);
@@ -299,8 +309,7 @@ Status linear_exact(const Context& context, const LinearArgs& args, unsigned mas
     x.splits = splits_of(context, parts, x.rows, x.cols);
     x.partial = nullptr;
     if (x.splits > 1)
-        BONSAI_TRY(context.scratch->get(
-            static_cast<size_t>(x.splits * x.rows * parts.tiles * kTileRows), &x.partial));
+        BONSAI_TRY(context.scratch->get(partial_count(x.splits, x.rows, parts), &x.partial));
     BONSAI_TRY(for_weight_type(
         parts.dtype, [&](auto type) { launch<decltype(type)::value>(context, parts, x); }));
     if (x.splits > 1)

@@ -34,9 +34,11 @@ bool linear_half_serves(const Context& context, const LinearArgs& args, DType dt
 HalfKind half_kind(DType dtype, bool exact);
 // f32 x of any stride, in the context's scratch.
 Status half_rows(const Context& context, const Tensor& x, HalfKind kind, HalfRows* out);
+uint64_t half_rows_bytes(const Tensor& x, HalfKind kind);
 
 // The projections of `args` in `mask`, of one type. args.x tells its shape only.
 Status linear_half(const Context& context, const HalfRows& x, const LinearArgs& args,
                    unsigned mask);
+uint64_t half_scratch(const Context& context, const LinearArgs& args, unsigned mask); // bytes
 
 } // namespace bonsai::cuda

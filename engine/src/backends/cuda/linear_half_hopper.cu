@@ -71,6 +71,29 @@ __global__ void __launch_bounds__(256) add_kernel(const __grid_constant__ Work w
                        [&](int j, int h, int e) { return sum[j][2 * h + e]; });
 }
 
+// Tiles, and those cut along K that would be a last wave of few.
+Work plan_work(const Context& context, const LinearArgs& args, unsigned mask) {
+    Work work = {};
+    work.parts = make_parts(args, mask, kTileRows);
+    work.rows = args.x.rows;
+    work.stages = static_cast<int>(args.x.cols / stage_inputs(work.parts.dtype));
+    work.token_tiles = static_cast<int>((work.rows + kTileTokens - 1) / kTileTokens);
+    work.tiles = work.whole = work.parts.tiles * work.token_tiles;
+    work.splits = 1;
+    const int rest = work.tiles % context.multiprocessors;
+    if (rest != 0)
+        work.splits =
+            std::max(1, std::min({context.multiprocessors / rest, kMaxSplits, work.stages / 2}));
+    if (work.splits > 1) work.whole = work.tiles - rest;
+    work.units = work.whole + (work.tiles - work.whole) * work.splits;
+    return work;
+}
+
+// Floats that the pieces of cut tiles leave.
+size_t partial_count(const Work& work) {
+    return static_cast<size_t>(work.units - work.whole) * kTileRows * kTileTokens;
+}
+
 template <DType kType, bool kExact>
 Status launch(const Context& context, const HalfRows& x, Work* work) {
     using S = Shape<kType, kExact>;
@@ -89,17 +112,7 @@ Status launch(const Context& context, const HalfRows& x, Work* work) {
                                        static_cast<int64_t>(row_bytes(kType, x.cols)), kTileRows,
                                        &maps.w[i]));
         }
-    work->stages = static_cast<int>(x.cols / S::kStageK);
-    const int rest = work->tiles % context.multiprocessors;
-    if (rest != 0)
-        work->splits =
-            std::max(1, std::min({context.multiprocessors / rest, kMaxSplits, work->stages / 2}));
-    if (work->splits > 1) {
-        work->whole = work->tiles - rest;
-        BONSAI_TRY(context.scratch->get(
-            static_cast<size_t>(rest) * work->splits * kTileRows * kTileTokens, &work->partial));
-    }
-    work->units = work->whole + (work->tiles - work->whole) * work->splits;
+    if (work->splits > 1) BONSAI_TRY(context.scratch->get(partial_count(*work), &work->partial));
     auto* kernel = half_kernel<kType, kExact>;
     BONSAI_TRY(
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes),
@@ -108,7 +121,8 @@ Status launch(const Context& context, const HalfRows& x, Work* work) {
     kernel<<<grid, kThreads, S::kBytes, context.stream>>>(maps, *work);
     BONSAI_TRY(check_launch("linear_half"));
     if (work->splits == 1) return Status();
-    const auto blocks = static_cast<unsigned>(rest * kTileSlabs * kPieces / 8);
+    const auto blocks =
+        static_cast<unsigned>((work->tiles - work->whole) * kTileSlabs * kPieces / 8);
     add_kernel<<<blocks, 256, 0, context.stream>>>(*work);
     return check_launch("linear_half: sums");
 }
@@ -133,15 +147,15 @@ HalfKind half_kind(DType dtype, bool exact) {
     return dtype == DType::kBF16 || dtype == DType::kF32 ? HalfKind::kBrainPairs : HalfKind::kPairs;
 }
 
+uint64_t half_scratch(const Context& context, const LinearArgs& args, unsigned mask) {
+    const Work work = plan_work(context, args, mask);
+    return work.splits > 1 ? partial_count(work) * sizeof(float) : 0;
+}
+
 Status linear_half(const Context& context, const HalfRows& x, const LinearArgs& args,
                    unsigned mask) {
-    Work work = {};
-    work.parts = make_parts(args, mask, kTileRows);
+    Work work = plan_work(context, args, mask);
     work.inverse = x.inverse;
-    work.rows = x.rows;
-    work.token_tiles = static_cast<int>((x.rows + kTileTokens - 1) / kTileTokens);
-    work.tiles = work.whole = work.parts.tiles * work.token_tiles;
-    work.splits = 1;
     const bool exact = x.low != nullptr;
     switch (work.parts.dtype) {
     case DType::kQ8_0:

@@ -43,11 +43,16 @@ template <DType kType, bool kExact> constexpr int weight_terms() {
                : 1;
 }
 
+// Inputs of a stage: 128 bytes a row of floats are 64 of 16 bits.
+constexpr int stage_inputs(DType type) {
+    return is_float_type(type) ? 64 : 128;
+}
+
 template <DType kType, bool kExact> struct Shape {
     static constexpr bool kFloat = is_float_type(kType);
     static constexpr bool kBrain = kType == DType::kBF16 || kType == DType::kF32;
     static constexpr int kTermsX = kExact ? 2 : 1;
-    static constexpr int kStageK = kFloat ? 64 : 128;
+    static constexpr int kStageK = stage_inputs(kType);
     static constexpr int kBoxBytes = kTileTokens * 128; // 64 columns of x
     static constexpr int kTermBytes = kStageK / 64 * kBoxBytes;
     static constexpr int kXBytes = kTermsX * kTermBytes;

@@ -140,6 +140,12 @@ template <int N> void launch_terms(const Context& context, const Tensor& x, cons
 
 } // namespace
 
+uint64_t half_rows_bytes(const Tensor& x, HalfKind kind) {
+    const uint64_t terms = kind == HalfKind::kOne ? 1 : 2;
+    return terms * sizeof(uint16_t) * static_cast<uint64_t>(x.rows * x.cols) +
+           sizeof(float) * static_cast<uint64_t>(scale_stride_of(x.rows));
+}
+
 Status half_rows(const Context& context, const Tensor& x, HalfKind kind, HalfRows* out) {
     out->rows = x.rows, out->cols = x.cols;
     out->brain = kind == HalfKind::kBrainPairs;

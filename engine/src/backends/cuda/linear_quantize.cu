@@ -62,6 +62,22 @@ void launch(const Context& context, const Tensor& x, const QuantizedRows& out) {
 
 } // namespace
 
+namespace {
+
+size_t scale_count(int64_t rows, int64_t cols, int group) {
+    return static_cast<size_t>(scale_groups(cols, group) * quantized_scale_stride(rows));
+}
+size_t sum_count(int64_t rows, int64_t cols) {
+    return static_cast<size_t>(cols / 32 * quantized_scale_stride(rows));
+}
+
+} // namespace
+
+uint64_t quantized_bytes(int64_t rows, int64_t cols, int group) {
+    return static_cast<uint64_t>(rows * cols) +
+           (scale_count(rows, cols, group) + sum_count(rows, cols)) * sizeof(float);
+}
+
 Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, int group,
                           QuantizedRows* out) {
     out->rows = rows;
@@ -69,11 +85,9 @@ Status allocate_quantized(const Context& context, int64_t rows, int64_t cols, in
     out->stride = cols;
     out->group = group;
     out->scale_stride = quantized_scale_stride(rows);
-    const auto scales = static_cast<size_t>(scale_groups(cols, group) * out->scale_stride);
-    const auto sums = static_cast<size_t>(cols / 32 * out->scale_stride);
     BONSAI_TRY(context.scratch->get(static_cast<size_t>(rows * cols), &out->q));
-    BONSAI_TRY(context.scratch->get(scales, &out->scale));
-    return context.scratch->get(sums, &out->block_sum);
+    BONSAI_TRY(context.scratch->get(scale_count(rows, cols, group), &out->scale));
+    return context.scratch->get(sum_count(rows, cols), &out->block_sum);
 }
 
 Status quantize_rows(const Context& context, const Tensor& x, const QuantizedRows& out) {
