@@ -198,13 +198,12 @@ Status CudaBackend::begin_capture() {
 Status CudaBackend::end_capture(std::unique_ptr<Capture>* out) {
     const DeviceScope scope(memory_->device());
     freeze(false);
-    auto recorded = std::make_unique<Graph>(memory_->device());
-    cudaGraph_t graph = nullptr;
+    cudaGraph_t graph = nullptr; // first, lest the stream goes on recording where memory is short
     BONSAI_TRY(check(cudaStreamEndCapture(memory_->stream(), &graph), "cudaStreamEndCapture"));
-    const Status made =
-        check(cudaGraphInstantiate(&recorded->executable, graph, 0), "cudaGraphInstantiate");
-    cudaGraphDestroy(graph);
-    BONSAI_TRY(made);
+    const std::unique_ptr<CUgraph_st, cudaError_t (*)(cudaGraph_t)> owner(graph, cudaGraphDestroy);
+    auto recorded = std::make_unique<Graph>(memory_->device());
+    BONSAI_TRY(
+        check(cudaGraphInstantiate(&recorded->executable, graph, 0), "cudaGraphInstantiate"));
     recorded->scratch = scratch_->generation();
     recorded->weights = weights_->generation();
     BONSAI_TRY(replay(*recorded));
