@@ -3,6 +3,7 @@
 // changes no picture. The device here is the processor that claims to be one: it keeps its memory
 // and records ops to run them again.
 #include <functional>
+#include <new>
 
 #include "backends/wrapped.h"
 #include "core/gguf.h"
@@ -25,7 +26,10 @@ struct Counts {
     int allocated = 0, dropped = 0;
     uint64_t generation = 0; // raise it: memory has moved
     int64_t batch = 1;
-    bool broken = false; // recording fails in the middle
+    bool broken = false;   // recording fails in the middle
+    int calls = 0;         // of the device
+    int failing = 0;       // the one that fails, from 1 on,
+    bool throwing = false; // or throws, as everything may that takes memory
 };
 
 class Recorder final : public EachOp<Recorder> {
@@ -39,11 +43,28 @@ class Recorder final : public EachOp<Recorder> {
     int64_t batch() const override { return counts_.batch; }
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
         ++counts_.allocated;
+        BONSAI_TRY(fault());
         return WrappedBackend::allocate(bytes, out);
     }
     void drop_weight(const Tensor& weight) override {
         ++counts_.dropped;
         WrappedBackend::drop_weight(weight);
+    }
+    Status write(const Tensor& to, const void* host) override {
+        BONSAI_TRY(fault());
+        return WrappedBackend::write(to, host);
+    }
+    Status read(const Tensor& from, void* host) override {
+        BONSAI_TRY(fault());
+        return WrappedBackend::read(from, host);
+    }
+    Status read_beside(const Tensor& from, void* host) override {
+        BONSAI_TRY(fault());
+        return WrappedBackend::read_beside(from, host);
+    }
+    Status read_pixels(const Tensor& from, uint8_t* rgb, bool* finite) override {
+        BONSAI_TRY(fault());
+        return WrappedBackend::read_pixels(from, rgb, finite);
     }
     Status copy(const Tensor& from, const Tensor& to) override {
         return queue([this, from, to] { return inner().copy(from, to); });
@@ -56,6 +77,7 @@ class Recorder final : public EachOp<Recorder> {
     Status end_capture(std::unique_ptr<Capture>* out) override {
         ++counts_.recorded;
         const std::unique_ptr<Tape> tape = std::move(tape_);
+        BONSAI_TRY(fault());
         BONSAI_TRY(replay(*tape));
         *out = std::make_unique<Tape>(*tape);
         return Status();
@@ -75,7 +97,13 @@ class Recorder final : public EachOp<Recorder> {
     }
 
   private:
+    Status fault() {
+        if (++counts_.calls != counts_.failing) return Status();
+        if (counts_.throwing) throw std::bad_alloc();
+        return fail(ErrorCode::kMemory, "call %d of the device", counts_.calls);
+    }
     Status queue(std::function<Status()> what) {
+        BONSAI_TRY(fault());
         if (!tape_) return ++counts_.direct, what();
         if (counts_.broken && tape_->ops.size() > 20)
             return fail(ErrorCode::kInternal, "the tape is full");
@@ -196,6 +224,32 @@ TEST(a_picture_that_was_stopped_leaves_nothing_wrong_behind) {
         CHECK(status.ok() || status.code() == ErrorCode::kCancelled);
         CHECK(draw(*pipeline, request("a tree", 32, 48)) == first);
     }
+}
+
+TEST(a_device_that_failed_leaves_nothing_wrong_behind) {
+    Counts counts;
+    const std::unique_ptr<Pipeline> pipeline = open(&counts);
+    const std::string first = draw(*pipeline, request("a tree", 32, 48));
+    const Request other = request("a house", 48, 48); // nothing that is kept serves it
+    std::vector<Picture> expected;
+    CHECK_OK(pipeline->generate(other, &expected));
+    const auto failing = [&](int call, bool throwing) { // whether there is such a call
+        counts.calls = 0;
+        counts.failing = call;
+        counts.throwing = throwing;
+        std::vector<Picture> pictures;
+        try {
+            const Status status = pipeline->generate(other, &pictures);
+            CHECK(status.ok() || status.code() == ErrorCode::kMemory);
+            if (status.ok()) CHECK(pictures[0].rgb == expected[0].rgb);
+        } catch (const std::bad_alloc&) {
+            CHECK(throwing);
+        }
+        counts.failing = 0;
+        return counts.calls >= call;
+    };
+    for (int call = 1; failing(call, call % 2 == 0); call += 3)
+        CHECK(draw(*pipeline, request("a tree", 32, 48)) == first);
 }
 
 TEST(without_room_for_all_stages_have_memory_of_their_own) {

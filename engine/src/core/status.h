@@ -50,7 +50,8 @@ class [[nodiscard]] Status {
 Status fail(ErrorCode code, const char* format, ...) BONSAI_PRINTF(2, 3);
 
 // Inside a catch block: what was caught as a Status, memory that ran out as kMemory. Exceptions end
-// where a call or a thread of the library ends, see api/ and core/thread_pool.
+// where a call of the library, a thread or a device's recording ends: api/, core/thread_pool,
+// model/pipeline_denoise.
 Status caught() noexcept;
 
 // printf into a std::string.

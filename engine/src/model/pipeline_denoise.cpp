@@ -101,7 +101,12 @@ Status Pipeline::run_transformer(const Run& run, size_t context, bool first, Den
     if (first || run.streamed || run.probe || d->unrecordable || !backend.begin_capture().ok())
         return evaluate();
     const std::unique_ptr<Arena> before = run.arena.trial();
-    const Status status = evaluate();
+    Status status;
+    try {
+        status = evaluate();
+    } catch (...) { // whatever happens, the recording ends
+        status = caught();
+    }
     const Status ended = backend.end_capture(&recorded);
     if (status.code() == ErrorCode::kCancelled) return status;
     if (status.ok() && ended.ok()) return Status();
