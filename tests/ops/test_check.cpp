@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <functional>
 
 #include "ops/ops.h"
 #include "test.h"
@@ -264,6 +265,39 @@ TEST(conv2d) {
                 "out cols 12, expected 20 (= weight rows)");
     CHECK_FAILS(changed(good, [](Args& a) { a.out.data = a.x.data; }), kBad,
                 "out shares memory with x");
+}
+
+// Gate and up of an MLP become one before they are stored: where a backend offers it.
+TEST(activate) {
+    ActivationTypes types;
+    static int8_t bytes[3 * 512];
+    alignas(16) static float scales[4 * 300];
+    Tensor codes{DType::kI8, 3, 512, 512, bytes};
+    codes.scales = scales;
+    codes.scale_stride = scale_stride_of(3);
+    LinearArgs good;
+    good.x = codes.slice_cols(0, 384);
+    good.count = 1;
+    good.projections[0].weight = weight(DType::kQ8_0, 256, 384);
+    good.projections[0].out = codes.slice_cols(384, 128);
+    good.projections[0].activate = true;
+    types.product = DType::kI8;
+    CHECK_FAILS(check(good, types), kBad, "activate is asked for x of I8, expected a backend");
+    types.activate = true;
+    CHECK_OK(check(good, types));
+    const auto with = [&](const std::function<void(Projection&)>& change) {
+        LinearArgs args = good;
+        change(args.projections[0]);
+        return check(args, types);
+    };
+    CHECK_OK(with([](Projection& p) { p.out = f32(1, 3, 128); }));
+    CHECK_FAILS(with([](Projection& p) { p.bias = f32(1, 1, 256); }), kBad, "excludes accumulate");
+    CHECK_FAILS(with([](Projection& p) { p.accumulate = true; }), kBad, "excludes accumulate");
+    CHECK_FAILS(with([](Projection& p) { p.weight.rows = 255; }), kBad, "weight rows 255");
+    CHECK_FAILS(with([](Projection& p) { p.out = f32(1, 3, 256); }), kBad,
+                "out cols 256, expected 128 (= half of weight rows)");
+    good.x = f32(0, 3, 384);
+    CHECK_FAILS(check(good, types), kBad, "activate is asked for x of F32");
 }
 
 // Groups that share a scale: those the backend wants, whole ones, and low-bit weights for the wide.

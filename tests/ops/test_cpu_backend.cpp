@@ -6,8 +6,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <random>
 
+#include "backends/arena.h"
 #include "core/quantize.h"
 #include "test.h"
 
@@ -133,6 +135,130 @@ TEST(results_do_not_depend_on_the_thread_count) {
     const double multiplier = 1.5 / std::sqrt(squares / count - mean * mean + 1e-6);
     CHECK(std::fabs(first[0] - multiplier) < 1e-6);
     CHECK(std::fabs(first[channels] - (0.5 - mean * multiplier)) < 1e-6);
+}
+
+namespace {
+
+// Results of ops whose result is codes or floats, each followed by a product.
+struct Codes {
+    static constexpr int64_t kRows = 277, kWidth = 384, kOut = 40;
+    explicit Codes(Backend& b, DType weight_type) : backend(b) {
+        CHECK_OK(Arena::create(backend, 64 << 20, &arena));
+        x = floats(kRows, 2 * kWidth, 1), row = floats(1, kWidth, 2);
+        x.row(7)[5] = NAN;
+        for (int64_t c = 0; c < kWidth; ++c)
+            x.row(9)[c] = 0; // a norm of zeros, a gate of zeros
+        CHECK_OK(arena->allocate(kRows, kOut, &y));
+        weight = packed(weight_type, kOut, kWidth);
+    }
+    Tensor floats(int64_t rows, int64_t cols, unsigned seed) {
+        Tensor t;
+        CHECK_OK(arena->allocate(rows, cols, &t));
+        const std::vector<float> values =
+            random_values(static_cast<size_t>(rows) * static_cast<size_t>(cols), seed);
+        CHECK_OK(backend.write(t, values.data()));
+        return t;
+    }
+    Tensor packed(DType dtype, int64_t rows, int64_t cols) {
+        const size_t count = static_cast<size_t>(rows) * static_cast<size_t>(cols);
+        weights.emplace_back(static_cast<size_t>(rows) * row_bytes(dtype, cols));
+        CHECK_OK(quantize_rows(dtype, random_values(count, 5).data(), rows, cols,
+                               weights.back().data()));
+        return {dtype, rows, cols, cols, weights.back().data()};
+    }
+    LinearArgs product(const Tensor& in, const Tensor& w, const Tensor& out) const {
+        LinearArgs args;
+        args.x = in;
+        args.projections[0].weight = w;
+        args.projections[0].out = out;
+        args.count = 1;
+        return args;
+    }
+    // What the product makes of the op's result, written as `dtype`: of 12 rows, and of the rest.
+    std::vector<float> result(DType dtype, const std::function<Status(const Tensor& out)>& op) {
+        Tensor out;
+        CHECK_OK(arena->allocate(kRows, kWidth + kGroup, dtype, &out));
+        const Tensor part = out.slice_cols(kGroup, kWidth);
+        CHECK_OK(op(part));
+        CHECK_OK(backend.linear(product(part.slice_rows(0, 12), weight, y.slice_rows(0, 12))));
+        CHECK_OK(backend.linear(
+            product(part.slice_rows(12, kRows - 12), weight, y.slice_rows(12, kRows - 12))));
+        arena->release(&out);
+        return {y.row(0), y.row(0) + kRows * kOut};
+    }
+    std::vector<std::vector<float>> results(DType dtype) {
+        std::vector<std::vector<float>> all;
+        const Tensor left = x.slice_cols(0, kWidth), right = x.slice_cols(kWidth, kWidth);
+        all.push_back(result(dtype, [&](const Tensor& out) {
+            return backend.layer_norm({left, row, row, out, 1e-6f});
+        }));
+        all.push_back(
+            result(dtype, [&](const Tensor& out) { return backend.swiglu({left, right, out}); }));
+        for (const int head_dim : {32, 96, 128})
+            all.push_back(result(dtype, [&](const Tensor& out) {
+                AttentionArgs args;
+                args.q = left, args.k = args.v = right, args.out = out;
+                args.heads = args.kv_heads = static_cast<int>(kWidth) / head_dim;
+                args.head_dim = head_dim;
+                args.scale = 0.1f;
+                return backend.attention(args);
+            }));
+        return all;
+    }
+    // An MLP whose gate and up are stored, or not.
+    std::vector<float> mlp(bool stored) {
+        Tensor codes, hidden;
+        CHECK_OK(arena->allocate(kRows, kWidth, DType::kI8, &codes));
+        CHECK_OK(arena->allocate(kRows, 2 * kWidth, &hidden));
+        CHECK_OK(backend.layer_norm({x.slice_cols(0, kWidth), row, row, codes, 1e-6f}));
+        const Tensor in = packed(weight.dtype, 2 * kWidth, kWidth);
+        const std::vector<float> out = result(DType::kI8, [&](const Tensor& to) {
+            LinearArgs args = product(codes, in, stored ? hidden : to);
+            args.projections[0].activate = !stored;
+            const Status status = backend.linear(args);
+            if (!status.ok() || !stored) return status;
+            return backend.swiglu(
+                {hidden.slice_cols(0, kWidth), hidden.slice_cols(kWidth, kWidth), to});
+        });
+        arena->release(&codes);
+        arena->release(&hidden);
+        return out;
+    }
+
+    Backend& backend;
+    std::unique_ptr<Arena> arena;
+    Tensor x, row, y, weight;
+    std::vector<std::vector<uint8_t>> weights;
+};
+
+bool same_bytes(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+} // namespace
+
+// What an op writes as codes gives the products, bit for bit, that its floats give, whatever the
+// number of threads; NaN shows.
+TEST(codes_are_those_the_product_would_make) {
+    for (const cpu::Level level : cpu::levels_of(cpu::detected_features())) {
+        for (const DType dtype : {DType::kPTQ1_0, DType::kQ1_0, DType::kQ8_0, DType::kQ4_0}) {
+            std::vector<std::vector<float>> first;
+            std::vector<float> first_mlp;
+            for (const int threads : {1, 7}) {
+                std::unique_ptr<Backend> device;
+                CHECK_OK(cpu::CpuBackend::create({threads, Precision::kFast}, level, &device));
+                Codes codes(*device, dtype);
+                const auto floats = codes.results(DType::kF32), found = codes.results(DType::kI8);
+                if (first.empty()) first = floats, first_mlp = codes.mlp(true);
+                for (size_t i = 0; i < found.size(); ++i) {
+                    CHECK(same_bytes(found[i], floats[i]) && same_bytes(found[i], first[i]));
+                    CHECK(std::isnan(found[i][7 * Codes::kOut]));
+                }
+                CHECK(same_bytes(codes.mlp(true), first_mlp));
+                CHECK(same_bytes(codes.mlp(false), first_mlp));
+            }
+        }
+    }
 }
 
 // Every level must bring kernels of its own, or its name would promise what it does not hold.

@@ -34,15 +34,20 @@ class FaultyBackend final : public EachOp<FaultyBackend> {
 
     Status spoil(const char* op, const Tensor& out, Status status) {
         if (op_ != op || !status.ok()) return status;
-        float* last = out.row(out.rows - 1) + out.cols - 1;
+        // Of codes the last scale.
+        const Tensor floats = out.dtype == DType::kF32
+                                  ? out
+                                  : Tensor{DType::kF32, scale_groups(out.cols, out.scale_group),
+                                           out.rows, out.scale_stride, out.scales};
+        float* last = floats.row(floats.rows - 1) + floats.cols - 1;
         switch (fault_) {
         case Fault::kNone:
             break;
         case Fault::kOffByLittle: { // one element, by a hundredth of the largest
             float largest = 0;
-            for (int64_t r = 0; r < out.rows; ++r)
-                for (int64_t c = 0; c < out.cols; ++c)
-                    largest = std::fmax(largest, std::fabs(out.row(r)[c]));
+            for (int64_t r = 0; r < floats.rows; ++r)
+                for (int64_t c = 0; c < floats.cols; ++c)
+                    largest = std::fmax(largest, std::fabs(floats.row(r)[c]));
             *last += 0.01f * largest;
             break;
         }

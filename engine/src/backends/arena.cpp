@@ -43,8 +43,10 @@ std::unique_ptr<Arena> Arena::trial() const {
 }
 
 Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out, int scale_group) {
-    const size_t elements = rounded(static_cast<size_t>(rows) * row_bytes(dtype, cols));
-    const int64_t scale_stride = dtype == DType::kI8 ? scale_stride_of(rows) : 0;
+    const bool codes = dtype == DType::kI8;
+    const size_t elements =
+        rounded(static_cast<size_t>(rows + (codes ? kSpareRows : 0)) * row_bytes(dtype, cols));
+    const int64_t scale_stride = codes ? scale_stride_of(rows) : 0;
     const size_t bytes =
         elements + rounded(static_cast<size_t>(scale_groups(cols, scale_group) * scale_stride) *
                            sizeof(float));
@@ -60,7 +62,7 @@ Status Arena::allocate(int64_t rows, int64_t cols, DType dtype, Tensor* out, int
     used_.insert(place, Block{begin, begin + bytes});
     peak_ = std::max(peak_, used_.back().end);
     *out = Tensor{dtype, rows, cols, cols, reinterpret_cast<void*>(base_ + begin)};
-    if (dtype == DType::kI8) {
+    if (codes) {
         out->scales = reinterpret_cast<float*>(base_ + begin + elements);
         out->scale_stride = scale_stride;
         out->scale_group = scale_group;

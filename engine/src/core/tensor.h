@@ -16,7 +16,7 @@ struct Tensor {
     void* data = nullptr; // an address of the backend that owns the memory
     // kI8 only: element (r, c) is its code times scales[c / scale_group * scale_stride + r]; the
     // last group of a row may be short. Kernels read scales four at a time, from a multiple of
-    // 16 bytes on, and may read those of 256 rows beyond the last.
+    // 16 bytes on, and may read those of 256 rows beyond the last, and codes of kSpareRows.
     float* scales = nullptr;
     int64_t scale_stride = 0;
     int scale_group = kGroup; // or 256, or kWideGroup
@@ -57,6 +57,9 @@ struct Tensor {
 inline Tensor f32_matrix(float* data, int64_t rows, int64_t cols) {
     return Tensor{DType::kF32, rows, cols, cols, data};
 }
+
+// Rows of codes that a kernel may read beyond the last, whatever they hold.
+constexpr int kSpareRows = 31;
 
 // Groups of a row of an I8 matrix.
 inline int64_t scale_groups(int64_t cols, int scale_group) {

@@ -15,7 +15,7 @@ namespace {
 // Large pages of x86-64, and of ARM with small pages of 4 KB.
 constexpr size_t kLargePage = size_t{2} << 20;
 // Less would waste most of its last page.
-constexpr size_t kLeastLarge = size_t{1} << 19;
+constexpr size_t kLeastLarge = size_t{1} << 20;
 
 std::align_val_t alignment_of(size_t bytes) {
     return std::align_val_t(bytes >= kLeastLarge ? kLargePage : 64);

@@ -350,22 +350,23 @@ Status Transformer::double_mlp(const Run& run, const Half (&halves)[2], const Bu
         return of.joined.slice_cols(width, config_.mlp_width);
     };
     // As in a single block: together where the MLP takes all tokens at a time.
-    const bool whole = b.hidden.rows >= b.h.rows;
+    const bool activates = b.hidden.empty(), whole = activates || b.hidden.rows >= b.h.rows;
     LinearArgs products[2];
     for (size_t i = 0; i < 2; ++i) {
         const Half& half = halves[i];
         const Tensor shift = modulation(half.mod, 3, width), scale = modulation(half.mod, 4, width);
         BONSAI_TRY(backend.layer_norm({half.b.stream, scale, shift, half.b.h, config_.norm_eps}));
-        if (whole)
+        if (whole) {
             products[i] = linear_args(half.b.h, half.w.linear_in,
-                                      b.hidden.slice_rows(half.first, half.b.h.rows));
-        else
+                                      activates ? activated(half.b)
+                                                : b.hidden.slice_rows(half.first, half.b.h.rows));
+            products[i].projections[0].activate = activates;
+        } else
             BONSAI_TRY(mlp(run, half.w.linear_in, half.b.h, b.hidden, activated(half.b)));
     }
-    if (whole) {
-        BONSAI_TRY(backend.linear_pair(products[0], products[1]));
+    if (whole) BONSAI_TRY(backend.linear_pair(products[0], products[1]));
+    if (whole && !activates)
         BONSAI_TRY(activate(run, b.hidden.slice_rows(0, b.h.rows), activated(b)));
-    }
     for (size_t i = 0; i < 2; ++i)
         products[i] = linear_add_args(activated(halves[i].b), halves[i].w.linear_out,
                                       halves[i].b.stream, modulation(halves[i].mod, 5, width));
@@ -381,12 +382,13 @@ Status Transformer::single_block(const Run& run, const SingleBlock& w,
                  scale = modulation(tables.now.single, 1, width);
     BONSAI_TRY(backend.layer_norm({b.stream, scale, shift, b.h, config_.norm_eps}));
     // One product where the MLP takes all tokens at a time.
-    const bool whole = b.hidden.rows >= b.h.rows;
+    const bool activates = b.hidden.empty(), whole = activates || b.hidden.rows >= b.h.rows;
     const Tensor hidden = b.hidden.slice_rows(0, std::min(b.hidden.rows, b.h.rows)),
                  activated = b.joined.slice_cols(width, config_.mlp_width);
     LinearArgs args = linear_args(b.h, w.qkv, b.qkv);
     args.projections[1].weight = w.mlp_in;
-    args.projections[1].out = hidden;
+    args.projections[1].out = activates ? activated : hidden;
+    args.projections[1].activate = activates;
     args.count = whole ? 2 : 1;
     BONSAI_TRY(backend.linear(args));
     for (int64_t first = 0; first < b.stream.rows; first += tokens) {
@@ -394,10 +396,10 @@ Status Transformer::single_block(const Run& run, const SingleBlock& w,
         BONSAI_TRY(rotate(run, tables, picture.qkv, 0, w.q_norm, w.k_norm));
         BONSAI_TRY(attend(run, picture));
     }
-    if (whole)
-        BONSAI_TRY(activate(run, hidden, activated));
-    else
+    if (!whole)
         BONSAI_TRY(mlp(run, w.mlp_in, b.h, hidden, activated));
+    else if (!activates)
+        BONSAI_TRY(activate(run, hidden, activated));
     return backend.linear(
         linear_add_args(b.joined, w.out, b.stream, modulation(tables.now.single, 2, width)));
 }
@@ -424,8 +426,9 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     BONSAI_TRY(run.arena.allocate(rows, 3 * width, t.heads, &b.qkv));
     BONSAI_TRY(run.arena.allocate(rows, width + config_.mlp_width, t.product, &b.joined,
                                   std::min(t.low_bit_group, kJoinedGroup)));
-    BONSAI_TRY(
-        run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden, &b.hidden));
+    if (!t.activate)
+        BONSAI_TRY(run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden,
+                                      &b.hidden));
 
     const Tensor text_rows = b.stream.slice_rows(0, text), // of the first picture
         image_rows = b.stream.slice_rows(text, image);
@@ -459,7 +462,7 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
         BONSAI_TRY(run.progress(++done / blocks));
     }
     for (Tensor* tensor : {&b.h, &b.qkv, &b.joined, &b.hidden})
-        run.arena.release(tensor);
+        if (!tensor->empty()) run.arena.release(tensor);
     Tensor h; // of floats: the last product is exact
     BONSAI_TRY(run.arena.allocate(pictures * image, width, &h));
     const Tensor scale = modulation(tables.now.out, 0, width),

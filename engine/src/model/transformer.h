@@ -76,7 +76,9 @@ class Transformer {
         Tensor h;      // [B S, C] normalised stream
         Tensor qkv;    // [B S, 3 C]
         Tensor joined; // [B S, C + F]: attention output | activated MLP
-        Tensor hidden; // [mlp_rows, 2 F]: an MLP works through the tokens in pieces
+        // [mlp_rows, 2 F]: an MLP works through the tokens in pieces. Absent where products
+        // activate.
+        Tensor hidden;
     };
     struct Half { // of a double block: the rows of text or image
         const Side& w;

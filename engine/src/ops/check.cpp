@@ -171,6 +171,21 @@ Status check_multiple(const char* op, const char* name, int64_t value, int64_t o
                 ll(value), ll(of), of_name);
 }
 
+// Of a projection that is activated.
+Status check_activated(const LinearArgs& args, const Projection& p, const ActivationTypes& types) {
+    const char* op = "linear";
+    if (!types.activate || args.x.dtype != types.product)
+        return bad(op, "activate",
+                   format("is asked for x of %s, expected a backend that offers it and %s",
+                          dtype_info(args.x.dtype).name, dtype_info(types.product).name));
+    if (p.accumulate || !p.bias.empty() || !p.gate.empty())
+        return bad(op, "activate", "excludes accumulate, bias and gate");
+    BONSAI_TRY(check_multiple(op, "weight rows", p.weight.rows, 2, "gate and up"));
+    BONSAI_TRY(check_product(op, "out", p.out, types, {args.x.rows, "x rows"},
+                             {p.weight.rows / 2, "half of weight rows"}));
+    return check_distinct(op, "out", p.out, "x", args.x);
+}
+
 Status check_projection(const LinearArgs& args, int index, const ActivationTypes& types) {
     const char* op = "linear";
     const Projection& p = args.projections[index];
@@ -183,6 +198,7 @@ Status check_projection(const LinearArgs& args, int index, const ActivationTypes
                    format("is %s, expected a low-bit type as x has a scale for %d inputs",
                           dtype_info(p.weight.dtype).name, args.x.scale_group));
     BONSAI_TRY(check_size(op, "weight", "cols", p.weight.cols, {args.x.cols, "x cols"}));
+    if (p.activate) return check_activated(args, p, types);
     const Size n = {p.weight.rows, "weight rows"};
     if (!p.bias.empty()) BONSAI_TRY(check_vector(op, "bias", p.bias, n));
     const DType half = types.heads == DType::kF32 ? types.hidden : types.heads;

@@ -23,6 +23,9 @@ struct ActivationTypes {
     // which is always taken, or kWideGroup, and then 256, too.
     int low_bit_group = kGroup;
     int64_t mlp_rows = 1024; // tokens an MLP takes at a time
+    // Linear layers may activate what they compute (Projection::activate): gate and up of an MLP
+    // are never stored.
+    bool activate = false;
 };
 
 // One output of a linear layer: y = x W^T + bias, stored, or added to what `out` holds.
@@ -32,6 +35,9 @@ struct Projection {
     Tensor out;              // [M, N]; types.heads or types.hidden unless accumulate
     bool accumulate = false; // out += gate * y instead of out = y
     Tensor gate;             // [1, N] or empty (ones); only with accumulate
+    // out = silu(first half of y) * second half, as wide as a half and of types.product; where
+    // types.activate, for x of types.product, without bias.
+    bool activate = false;
 };
 
 // Up to three projections of the same input: an int8 backend quantises x once for all of them.

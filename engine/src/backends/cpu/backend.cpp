@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/cpu/pieces.h"
 #include "core/mapped_file.h"
 #include "core/system.h"
 #include "core/work_memory.h"
@@ -13,11 +14,6 @@
 namespace bonsai::cpu {
 
 namespace {
-
-constexpr int64_t kRowsPerPiece = 16; // row ops: enough work to hide the hand-out of pieces
-// Pieces of a product: as many for each worker, so that none waits long for the last ones, but not
-// smaller, since a piece unpacks its weights and reads its rows.
-constexpr int64_t kLinearPieces = 3, kLeastPieceCols = 96, kLeastPieceRows = 192;
 
 // Winograd tiles along a side of a block: enough to use each weight often, few enough that their 36
 // points stay near L2; and the fewest in a block.
@@ -32,14 +28,6 @@ class HostBuffer final : public Buffer {
     }
     ~HostBuffer() override { free_work_memory(data_, size_); }
 };
-
-int64_t pieces_of(int64_t count, int64_t piece) {
-    return (count + piece - 1) / piece;
-}
-
-Range piece_range(int64_t index, int64_t piece, int64_t count) {
-    return {index * piece, std::min(count, (index + 1) * piece)};
-}
 
 // The same convolution with `out` and `add` beginning at the row of the first row of x, as kernels
 // want them.
@@ -67,6 +55,8 @@ void form_affine(const GroupNormArgs& args, const double* sums, int64_t pixels) 
     }
 }
 
+} // namespace
+
 Status no_memory(const char* what, size_t bytes) {
     return fail(ErrorCode::kMemory,
                 "%s: no memory for %zu MB; close other programs or draw a smaller picture", what,
@@ -78,14 +68,13 @@ Status no_scratch(const char* op) {
                 "%s: no memory for scratch space; close other programs or use fewer threads", op);
 }
 
-} // namespace
-
 Status CpuBackend::create(const BackendOptions& options, Level level,
                           std::unique_ptr<Backend>* out) {
     const int threads = options.threads > 0 ? options.threads : default_thread_count();
     std::unique_ptr<CpuBackend> backend(new CpuBackend(options, kernel_table(level)));
     BONSAI_TRY(ThreadPool::create(threads, options.threads > 0, &backend->pool_));
     backend->scratch_ = std::vector<Scratch>(static_cast<size_t>(backend->pool_->size()));
+    backend->blocks_ = std::vector<Scratch>(backend->scratch_.size());
     const MemoryInfo memory = system_memory();
     backend->device_ = {"cpu",        cpu_name(),       level_info(level).name,
                         memory.total, memory.available, backend->pool_->size()};
@@ -155,6 +144,7 @@ Status CpuBackend::do_rms_norm(const RmsNormArgs& args) {
     return by_rows(args, table_.rms_norm);
 }
 Status CpuBackend::do_layer_norm(const LayerNormArgs& args) {
+    if (args.out.dtype == DType::kI8) return layer_norm_to_codes(args);
     return by_rows(args, table_.layer_norm);
 }
 Status CpuBackend::do_head_norm_rope(const HeadNormRopeArgs& args) {
@@ -172,6 +162,7 @@ Status CpuBackend::do_affine(const AffineArgs& args) {
 }
 
 Status CpuBackend::do_swiglu(const SwigluArgs& args) {
+    if (args.out.dtype == DType::kI8) return swiglu_to_codes(args);
     const int64_t rows = args.gate.rows;
     return pool_->parallel_for(pieces_of(rows, kRowsPerPiece), [&](int64_t i, int) {
         table_.swiglu(args, piece_range(i, kRowsPerPiece, rows));
@@ -185,13 +176,28 @@ Status CpuBackend::do_embed_rows(const EmbedRowsArgs& args) {
     return Status();
 }
 
+// Products read codes: what is read by products only is best written as such.
+ActivationTypes CpuBackend::activations() const {
+    ActivationTypes types;
+    if (precision_ != Precision::kFast) return types;
+    types.product = DType::kI8;
+    types.activate = true;
+    return types;
+}
+
 // Which form an op takes, and what that form works with.
-uint64_t CpuBackend::scratch_bytes(const LinearArgs& args) const {
-    if (precision_ != Precision::kFast || args.exact || args.x.cols % kGroup != 0) return 0;
+bool CpuBackend::quantizes(const LinearArgs& args) const {
+    if (args.x.dtype == DType::kI8 || precision_ != Precision::kFast || args.exact ||
+        args.x.cols % kGroup != 0)
+        return false;
     for (int i = 0; i < args.count; ++i)
-        if (is_block_quantized(args.projections[i].weight.dtype))
-            return quantized_rows_bytes(args.x.rows, args.x.cols);
-    return 0;
+        if (is_block_quantized(args.projections[i].weight.dtype)) return true;
+    return false;
+}
+
+uint64_t CpuBackend::scratch_bytes(const LinearArgs& args) const {
+    if (quantizes(args)) return quantized_rows_bytes(args.x.rows, args.x.cols);
+    return args.x.dtype == DType::kI8 && table_.linear_needs_sums ? sums_bytes(args.x) : 0;
 }
 
 uint64_t CpuBackend::scratch_bytes(const AttentionArgs& args) const {
@@ -225,11 +231,12 @@ Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, cons
     while (piece_rows >= 2 * kLeastPieceRows && few())
         piece_rows /= 2;
     const int64_t row_pieces = pieces_of(x.rows, piece_rows);
-    const int64_t col_pieces = pieces_of(p.out.cols, piece_cols);
+    const Taper taper = Taper::of(p.out.cols, piece_cols, std::max(kLeastPieceCols, piece_cols / 4),
+                                  row_pieces, pool_->size());
     std::atomic<bool> complete{true};
-    BONSAI_TRY(pool_->parallel_for(row_pieces * col_pieces, [&](int64_t i, int worker) {
+    BONSAI_TRY(pool_->parallel_for(row_pieces * taper.pieces(), [&](int64_t i, int worker) {
         const Range rows = piece_range(i % row_pieces, piece_rows, x.rows);
-        const Range cols = piece_range(i / row_pieces, piece_cols, p.out.cols);
+        const Range cols = taper.range(i / row_pieces);
         Scratch& scratch = scratch_[static_cast<size_t>(worker)];
         const bool done = quantized ? table_.linear_fast(*quantized, p, rows, cols, scratch)
                                     : table_.linear_exact(x, p, rows, cols, scratch);
@@ -240,45 +247,50 @@ Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, cons
 
 Status CpuBackend::do_linear(const LinearArgs& args) {
     QuantizedRows quantized;
-    if (scratch_bytes(args) > 0) BONSAI_TRY(quantize(args.x, &quantized));
+    if (args.x.dtype == DType::kI8)
+        BONSAI_TRY(take_codes(args.x, &quantized));
+    else if (quantizes(args))
+        BONSAI_TRY(quantize(args.x, &quantized));
     for (int i = 0; i < args.count; ++i) {
         const Projection& p = args.projections[i];
         const bool fast = quantized.q && is_block_quantized(p.weight.dtype);
-        BONSAI_TRY(project(args.x, fast ? &quantized : nullptr, p));
+        if (p.activate)
+            BONSAI_TRY(project_activated(args.x, quantized, p));
+        else
+            BONSAI_TRY(project(args.x, fast ? &quantized : nullptr, p));
     }
     return Status();
 }
 
-Status CpuBackend::attention_fast(const AttentionArgs& args) {
-    auto* packed = static_cast<float*>(shared_.get(scratch_bytes(args)));
-    if (!packed) return no_scratch("attention");
-    BONSAI_TRY(pool_->parallel_for(
-        pieces_of(args.k.rows, table_.attention_pack_rows),
-        [&](int64_t i, int) { table_.attention_pack(args, {i, i + 1}, packed); }));
-    const int64_t piece = table_.attention_fast_piece_rows;
-    const int64_t pieces = pieces_of(args.q.rows, piece);
+// `kernel` for each head and piece of rows.
+Status CpuBackend::attend(const AttentionArgs& args, int64_t piece, int64_t narrow,
+                          const AttentionKernel& kernel) {
+    if (args.out.dtype == DType::kI8) return attend_to_codes(args, piece, narrow, kernel);
+    const TaperedRows taper =
+        TaperedRows::of(args.q.rows, piece, narrow, args.heads, pool_->size());
     std::atomic<bool> complete{true};
-    BONSAI_TRY(pool_->parallel_for(pieces * args.heads, [&](int64_t i, int worker) {
-        const auto head = static_cast<int>(i / pieces);
-        if (!table_.attention_fast(args, packed, head, piece_range(i % pieces, piece, args.q.rows),
-                                   scratch_[static_cast<size_t>(worker)]))
+    BONSAI_TRY(pool_->parallel_for(taper.pieces(), [&](int64_t i, int worker) {
+        if (!kernel(args, static_cast<int>(taper.thing(i)), taper.range(i),
+                    scratch_[static_cast<size_t>(worker)]))
             complete = false;
     }));
     return complete ? Status() : no_scratch("attention");
 }
 
 Status CpuBackend::do_attention(const AttentionArgs& args) {
-    if (scratch_bytes(args) > 0) return attention_fast(args);
-    const int64_t piece = table_.attention_piece_rows;
-    const int64_t pieces = pieces_of(args.q.rows, piece);
-    std::atomic<bool> complete{true};
-    BONSAI_TRY(pool_->parallel_for(pieces * args.heads, [&](int64_t i, int worker) {
-        const auto head = static_cast<int>(i / pieces);
-        if (!table_.attention(args, head, piece_range(i % pieces, piece, args.q.rows),
-                              scratch_[static_cast<size_t>(worker)]))
-            complete = false;
-    }));
-    return complete ? Status() : no_scratch("attention");
+    const size_t bytes = scratch_bytes(args);
+    const int64_t exact_piece = table_.attention_piece_rows,
+                  piece = table_.attention_fast_piece_rows;
+    if (bytes == 0) return attend(args, exact_piece, exact_piece, table_.attention);
+    auto* packed = static_cast<float*>(shared_.get(bytes));
+    if (!packed) return no_scratch("attention");
+    BONSAI_TRY(pool_->parallel_for(
+        pieces_of(args.k.rows, table_.attention_pack_rows),
+        [&](int64_t i, int) { table_.attention_pack(args, {i, i + 1}, packed); }));
+    return attend(args, piece, piece / 4,
+                  [&](const AttentionArgs& part, int head, Range rows, Scratch& scratch) {
+                      return table_.attention_fast(part, packed, head, rows, scratch);
+                  });
 }
 
 Status CpuBackend::do_group_norm(const GroupNormArgs& args) {

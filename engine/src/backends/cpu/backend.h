@@ -33,6 +33,7 @@ class CpuBackend final : public Backend {
     uint64_t scratch_bytes(const AttentionArgs& args) const override;
     uint64_t scratch_bytes(const Conv2dArgs& args) const override;
     void release_scratch() override { shared_.release(); }
+    ActivationTypes activations() const override;
 
   protected:
     Status do_linear(const LinearArgs& args) override;
@@ -51,18 +52,36 @@ class CpuBackend final : public Backend {
     CpuBackend(const BackendOptions& options, const KernelTable& table)
         : precision_(options.precision), table_(table) {}
     template <typename Args> Status by_rows(const Args& args, void (*kernel)(const Args&, Range));
+    bool quantizes(const LinearArgs& args) const;
     Status quantize(const Tensor& x, QuantizedRows* out);
     Status winograd(const Conv2dArgs& args);
-    Status attention_fast(const AttentionArgs& args);
+    using AttentionKernel =
+        std::function<bool(const AttentionArgs& args, int head, Range rows, Scratch& scratch)>;
+    Status attend(const AttentionArgs& args, int64_t piece, int64_t narrow,
+                  const AttentionKernel& kernel);
     Status project(const Tensor& x, const QuantizedRows* quantized, const Projection& p);
+
+    // codes.cpp
+    template <typename Kernel>
+    Status rows_to_codes(const char* op, const Tensor& out, const Kernel& kernel);
+    Status layer_norm_to_codes(const LayerNormArgs& args);
+    Status swiglu_to_codes(const SwigluArgs& args);
+    Status take_codes(const Tensor& x, QuantizedRows* out);
+    static size_t sums_bytes(const Tensor& x);
+    Status project_activated(const Tensor& x, const QuantizedRows& codes, const Projection& p);
+    void quantize_block(const Tensor& floats, const QuantizedRows& codes, int64_t column,
+                        Range rows) const;
+    Status attend_to_codes(const AttentionArgs& args, int64_t piece, int64_t narrow,
+                           const AttentionKernel& kernel);
 
     Precision precision_;
     const KernelTable& table_;
     DeviceInfo device_;
     std::unique_ptr<ThreadPool> pool_;
-    std::vector<Scratch> scratch_; // one for each worker
-    // The int8 form of a linear's input, keys and values of an attention, or the transformed
-    // weights of a convolution: no two of them at a time.
+    // One for each worker: of kernels, and of floats that become codes.
+    std::vector<Scratch> scratch_, blocks_;
+    // The int8 form of a linear's input, or the sums of its codes, keys and values of an attention,
+    // or the transformed weights of a convolution: no two of them at a time.
     Scratch shared_;
     Scratch sums_;
 };

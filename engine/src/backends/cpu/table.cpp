@@ -110,6 +110,7 @@ void overlay_avx512(KernelTable& table) {
 #if defined(BONSAI_LEVEL_AMX)
 void overlay_amx(KernelTable& table) {
     overlay_amx_linear(table);
+    table.linear_needs_sums = false; // its weight codes are signed
     overlay_amx_attention_fast(table);
 }
 #endif

@@ -45,18 +45,17 @@ constexpr float kLeastGroupMagnitude = 0x1p-100f;
 // Activations as int8: x[m, k] ~ scale[m, k / 128] * q[m, k], with the sums of the codes of each
 // group and block (needed where weight codes carry an offset). K % 128 == 0.
 struct QuantizedRows {
-    int64_t rows = 0;
+    int64_t rows = 0; // at least; the distance of what belongs to two groups, below M
     int64_t cols = 0;
     int64_t stride = 0;     // bytes from one row of q to the next
     int8_t* q = nullptr;    // [M, K], |q| <= 127
     float* scale = nullptr; // [K / 128, M], max |x| of the group / 127; 0 for an all-zero group,
                             // NaN for one with NaN or Inf
-    int32_t* sum = nullptr; // [K / 128, M]
+    // Null where only codes are wanted, and where no kernel of the level reads them.
+    int32_t* sum = nullptr;       // [K / 128, M]
     int32_t* block_sum = nullptr; // [K / 32, M]
 };
-
-// Rows of every array that a kernel may read beyond the last, whatever they hold.
-constexpr int kSpareRows = 31;
+// Of every array a kernel may read kSpareRows beyond the last.
 
 // Bytes that the arrays of `rows` x `cols` take, and the arrays laid out in such memory, which is
 // 64-byte aligned.
@@ -70,6 +69,10 @@ struct KernelTable {
     void (*dequantize_row)(DType dtype, const uint8_t* packed, float* out, int64_t n);
     // Rows of x to int8; the arrays of `out` are already allocated.
     void (*quantize_rows)(const Tensor& x, const QuantizedRows& out, Range rows);
+    // The sums of codes that are there already.
+    void (*sum_codes)(const QuantizedRows& x, Range rows);
+    // Whether linear_fast reads them where weights have no offset (meets_codes).
+    bool linear_needs_sums;
 
     // The piece rows x cols of one projection. `rows` index x and out, `cols` index out features.
     // The pieces of a product are disjoint; weights are unpacked into scratch, a tile at a time,
@@ -159,7 +162,7 @@ const KernelTable& kernel_table(Level level);
 
 // One overlay for each level and family of ops.
 void overlay_generic(KernelTable& table);
-void overlay_generic_quantize(KernelTable& table); // quantize_rows
+void overlay_generic_quantize(KernelTable& table); // quantize_rows, sum_codes
 void overlay_generic_linear(KernelTable& table);   // the above, dequantize_row, linear_*
 void overlay_generic_rows(KernelTable& table);     // norms, rope, swiglu, silu, affine, group_sums
 void overlay_generic_attention(KernelTable& table);

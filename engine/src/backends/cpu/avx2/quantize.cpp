@@ -62,10 +62,11 @@ void quantize_group(const float* x, const QuantizedRows& out, int64_t m, int64_t
             block_sum = quantize_block(x + b * kBlock, inverse, q + b * kBlock);
         else
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + b * kBlock), _mm256_setzero_si256());
-        out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
+        if (out.block_sum != nullptr)
+            out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
         sum += block_sum;
     }
-    out.sum[g * out.rows + m] = sum;
+    if (out.sum != nullptr) out.sum[g * out.rows + m] = sum;
 }
 
 } // namespace

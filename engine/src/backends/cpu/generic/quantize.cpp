@@ -35,10 +35,11 @@ void quantize_group(const float* x, const QuantizedRows& out, int64_t m, int64_t
             q[j] = usable ? static_cast<int8_t>(std::nearbyint(x[j] * inverse)) : int8_t{0};
             block_sum += q[j];
         }
-        out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
+        if (out.block_sum != nullptr)
+            out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
         sum += block_sum;
     }
-    out.sum[g * out.rows + m] = sum;
+    if (out.sum != nullptr) out.sum[g * out.rows + m] = sum;
 }
 
 void quantize_rows(const Tensor& x, const QuantizedRows& out, Range rows) {
@@ -46,6 +47,22 @@ void quantize_rows(const Tensor& x, const QuantizedRows& out, Range rows) {
     for (int64_t m = rows.begin; m < rows.end; ++m)
         for (int64_t g = 0; g < groups; ++g)
             quantize_group(x.row(m) + g * kGroup, out, m, g);
+}
+
+void sum_codes(const QuantizedRows& x, Range rows) {
+    const int64_t blocks = x.cols / kBlock, of_group = kGroup / kBlock;
+    for (int64_t m = rows.begin; m < rows.end; ++m) {
+        const int8_t* q = x.q + m * x.stride;
+        int32_t sum = 0;
+        for (int64_t b = 0; b < blocks; ++b, q += kBlock) {
+            int32_t block_sum = 0;
+            for (int j = 0; j < kBlock; ++j)
+                block_sum += q[j];
+            x.block_sum[b * x.rows + m] = block_sum;
+            sum = b % of_group == 0 ? block_sum : sum + block_sum;
+            if ((b + 1) % of_group == 0) x.sum[b / of_group * x.rows + m] = sum;
+        }
+    }
 }
 
 size_t rounded(size_t bytes) {
@@ -86,6 +103,8 @@ QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t cols) {
 
 void overlay_generic_quantize(KernelTable& table) {
     table.quantize_rows = quantize_rows;
+    table.sum_codes = sum_codes;
+    table.linear_needs_sums = true;
 }
 
 } // namespace bonsai::cpu

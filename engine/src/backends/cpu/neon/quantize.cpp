@@ -58,10 +58,11 @@ void quantize_group(const float* x, const QuantizedRows& out, int64_t m, int64_t
             vst1q_s8(q + b * kBlock, vdupq_n_s8(0));
             vst1q_s8(q + b * kBlock + 16, vdupq_n_s8(0));
         }
-        out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
+        if (out.block_sum != nullptr)
+            out.block_sum[(g * (kGroup / kBlock) + b) * out.rows + m] = block_sum;
         sum += block_sum;
     }
-    out.sum[g * out.rows + m] = sum;
+    if (out.sum != nullptr) out.sum[g * out.rows + m] = sum;
 }
 
 } // namespace
