@@ -132,16 +132,17 @@ void print_line(const std::string& line) {
 }
 
 // Before anything is drawn, so that a file that cannot be read or written is known at once.
-void exchange_embeds(bonsai_context* ctx, Options& options) {
+void exchange_embeds(bonsai_context* ctx, Options& options, Console& console) {
     if (options.load_embeds) {
         char* prompt = nullptr;
         check(bonsai_embeds_load(ctx, options.load_embeds->c_str(), &prompt));
         const std::unique_ptr<char, void (*)(void*)> owner(prompt, bonsai_free);
         options.prompt = prompt;
     }
-    if (options.save_embeds)
-        check(bonsai_embeds_save(ctx, options.prompt->c_str(), options.save_embeds->c_str()),
-              kExitFailure);
+    if (!options.save_embeds) return;
+    console.note("encoding the prompt for " + *options.save_embeds);
+    check(bonsai_embeds_save(ctx, options.prompt->c_str(), options.save_embeds->c_str()),
+          kExitFailure);
 }
 
 void generate(bonsai_context* context, const bonsai_generate_params& params, const Options& options,
@@ -173,7 +174,7 @@ void run_draw(Options options, Console& console) {
         console.warning(*options.from + " was drawn with another model (hash " + hash->second +
                         "), the picture will differ");
     stop_if_signalled();
-    exchange_embeds(context.get(), options);
+    exchange_embeds(context.get(), options, console);
 
     Listener listener{console, "seed " + std::to_string(*options.seed), drawn_seed, 0, count};
     bonsai_generate_params params = make_params(options, listener);
