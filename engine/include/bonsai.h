@@ -31,7 +31,7 @@
  *    They only ever grow at the end.
  *  - A context may be used from any thread. Calls that compute on one context wait for each other;
  *    to draw at the same time, open the file once more: the mapped weights are shared by the
- *    operating system.
+ *    operating system. It belongs to the process that opened it: a fork leaves its threads behind.
  */
 #ifndef BONSAI_H
 #define BONSAI_H

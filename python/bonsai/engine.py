@@ -383,7 +383,9 @@ class Engine:
 
     @staticmethod
     def _finish(image: Any) -> Image.Image:
+        """A picture of Pillow's own; the library's goes at once."""
         picture = _picture(image.rgb, image.width, image.height)
         if image.metadata:
             picture.info["bonsai"] = text(image.metadata)
+        lib.bonsai_image_free(ffi.addressof(image))
         return picture

@@ -15,19 +15,22 @@ namespace {
 constexpr uint64_t kMegabyte = 1000000;
 
 // The processor, whose ops claim to work with much memory.
-class Hungry final : public WrappedBackend {
+class Hungry final : public EachOp<Hungry> {
   public:
     Hungry(std::unique_ptr<Backend> inner, uint64_t linear, uint64_t attention, uint64_t conv)
-        : WrappedBackend(std::move(inner)), linear_(linear), attention_(attention), conv_(conv) {}
+        : EachOp(std::move(inner)), linear_(linear), attention_(attention), conv_(conv) {}
     uint64_t scratch_bytes(const LinearArgs&) const override { return linear_; }
     uint64_t scratch_bytes(const AttentionArgs&) const override { return attention_; }
     uint64_t scratch_bytes(const Conv2dArgs&) const override { return conv_; }
+    template <typename Args> Status op(const char*, const Args& args, Op<Args> run) {
+        return (inner().*run)(args);
+    }
 
   private:
     uint64_t linear_, attention_, conv_;
 };
 
-bonsai_memory_plan plan(uint64_t linear, uint64_t attention, uint64_t conv, uint64_t limit = 0) {
+std::unique_ptr<Pipeline> open(uint64_t linear, uint64_t attention, uint64_t conv, uint64_t limit) {
     const test::TempFile file(test::TinyModel().file().bytes());
     std::unique_ptr<GgufFile> model;
     std::unique_ptr<Backend> cpu;
@@ -38,8 +41,12 @@ bonsai_memory_plan plan(uint64_t linear, uint64_t attention, uint64_t conv, uint
     CHECK_OK(create_backend("cpu", {1, Precision::kFast}, &cpu));
     auto hungry = std::make_unique<Hungry>(std::move(cpu), linear, attention, conv);
     CHECK_OK(Pipeline::open(std::move(model), std::move(hungry), options, &pipeline));
+    return pipeline;
+}
+
+bonsai_memory_plan plan(uint64_t linear, uint64_t attention, uint64_t conv, uint64_t limit = 0) {
     bonsai_memory_plan out{};
-    CHECK_OK(pipeline->plan_memory(1024, 1024, &out));
+    CHECK_OK(open(linear, attention, conv, limit)->plan_memory(1024, 1024, &out));
     return out;
 }
 
@@ -61,4 +68,22 @@ TEST(the_limit_sees_it) {
     CHECK(plan(0, 0, 0, limit).fits);
     CHECK(!plan(limit, 0, 0, limit).fits);
     CHECK(!plan(0, 0, 0, limit).vae_tiled && plan(0, 0, limit, limit).vae_tiled);
+}
+
+TEST(pictures_that_wait_for_the_last_count) {
+    Request request;
+    request.prompt = "a tree";
+    request.width = request.height = 64;
+    request.steps = 1;
+    bonsai_memory_plan one{};
+    CHECK_OK(open(0, 0, 0, 0)->plan_memory(64, 64, &one));
+    const uint64_t limit = one.peak + 2 * 64 * 64 * 3;
+    const std::unique_ptr<Pipeline> pipeline = open(0, 0, 0, limit);
+    std::vector<Picture> pictures;
+    request.images = 3;
+    CHECK_OK(pipeline->generate(request, &pictures));
+    request.images = 4;
+    CHECK_FAILS(pipeline->generate(request, &pictures), ErrorCode::kMemory, "4 pictures of 64x64");
+    request.images = 4096;
+    CHECK_FAILS(pipeline->generate(request, &pictures), ErrorCode::kMemory, "fewer or smaller");
 }

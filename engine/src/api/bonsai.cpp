@@ -385,8 +385,10 @@ bonsai_status bonsai_generate(bonsai_context* ctx, const bonsai_generate_params*
         std::vector<bonsai::Picture> pictures;
         BONSAI_TRY(ctx->pipeline->generate(request, &pictures));
         Status status;
-        for (size_t i = 0; status.ok() && i < pictures.size(); ++i)
+        for (size_t i = 0; status.ok() && i < pictures.size(); ++i) {
             status = image_out(pictures[i], &images[i]);
+            pictures[i] = {}; // two copies of one at a time
+        }
         for (int32_t i = 0; !status.ok() && i < p.images; ++i)
             bonsai_image_free(&images[i]);
         return status;

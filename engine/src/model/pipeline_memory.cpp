@@ -196,12 +196,20 @@ Status Pipeline::check_limit(const std::string& what, const char* instead, uint6
 Status Pipeline::check_memory(const Request& request) const {
     bonsai_memory_plan plan{};
     BONSAI_TRY(plan_request(request, &plan));
-    return check_limit(format("%lldx%lld", static_cast<long long>(request.width),
-                              static_cast<long long>(request.height)),
-                       "draw a smaller picture or ",
-                       std::max({plan.text_encoder_activations, plan.transformer_activations,
-                                 plan.vae_activations}),
-                       plan.peak, plan.limit);
+    const bool several = request.images > 1;
+    // All but the one in work wait for the last, in the memory of the process.
+    const auto waiting =
+        static_cast<uint64_t>((request.images - 1) * request.width * request.height * 3);
+    const uint64_t drawn = backend_->keeps_memory() ? 0 : waiting;
+    const std::string count =
+        several ? format("%lld pictures of ", static_cast<long long>(request.images)) : "";
+    return check_limit(count + format("%lldx%lld", static_cast<long long>(request.width),
+                                      static_cast<long long>(request.height)),
+                       several ? "draw fewer or smaller pictures or "
+                               : "draw a smaller picture or ",
+                       drawn + std::max({plan.text_encoder_activations,
+                                         plan.transformer_activations, plan.vae_activations}),
+                       drawn + plan.peak, plan.limit);
 }
 
 Status Pipeline::check_text_memory() const {
