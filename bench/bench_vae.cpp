@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "core/rng.h"
 #include "model/vae.h"
 
@@ -75,9 +76,10 @@ double decibels(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 Status run(int argc, char** argv) {
-    long long picture_width = 0, picture_height = 0;
-    if (std::sscanf(argv[4], "%lldx%lld", &picture_width, &picture_height) != 2)
-        return fail(ErrorCode::kArgument, "%s is no size, expected WIDTHxHEIGHT", argv[4]);
+    int64_t picture_width = 0, picture_height = 0;
+    int used = 0;
+    if (!bench::parse_size(argv[4], &picture_width, &picture_height, &used) || argv[4][used] != 0)
+        return fail(ErrorCode::kArgument, "%s: expected WIDTHxHEIGHT, multiples of 16", argv[4]);
     std::unique_ptr<GgufFile> file;
     std::unique_ptr<Backend> backend;
     Config config;
@@ -85,7 +87,8 @@ Status run(int argc, char** argv) {
     BONSAI_TRY(GgufFile::open(argv[1], &file));
     BONSAI_TRY(read_config(*file, &config));
     BackendOptions options;
-    options.precision = std::strcmp(argv[3], "exact") == 0 ? Precision::kExact : Precision::kFast;
+    if (!bench::parse_precision(argv[3], &options.precision))
+        return fail(ErrorCode::kArgument, "%s: expected fast or exact", argv[3]);
     BONSAI_TRY(create_backend(argv[2], options, &backend));
     WeightLoader loader(*file, *backend);
     BONSAI_TRY(vae.load(config.vae, loader));

@@ -134,10 +134,17 @@ def main() -> int:
     options.on = options.on or ["cpu"]
     options.precision = options.precision or list(PRECISIONS)
     options.model, options.probe = options.model.resolve(), options.probe.resolve()
-    width, height = map(int, options.size.split("x"))
+    try:
+        width, height = map(int, options.size.split("x"))
+    except ValueError:
+        parser.error(f"--size {options.size}: expected e.g. 512x512")
     any_recipe = Recipe("full")  # the model is there already
     case = Case("model", any_recipe, options.prompt, width, height, 1, 42, noise_dtype="bf16")
-    rows = measure(options, case)
+    try:
+        rows = measure(options, case)
+    except native.NativeError as error:
+        print(f"velocity_model.py: {error}", file=sys.stderr)
+        return 2
     print(table(rows) + "\n\n" + summary(rows))
     return 0 if all(row.good for row in rows) else 1
 

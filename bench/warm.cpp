@@ -15,13 +15,13 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <ctime>
 #include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "core/file_output.h"
 #include "core/png.h"
 #include "model/pipeline.h"
@@ -40,13 +40,14 @@ struct Options {
     int64_t steps = 0, batch = 1;
     uint64_t max_memory = 0;
     int threads = 0;
+    Precision precision = Precision::kFast;
     bool split = false;
 };
 
 bool parse_sizes(const char* text, std::vector<std::pair<int64_t, int64_t>>* sizes) {
     for (int used = 0;; text += used + 1) {
-        long long width = 0, height = 0;
-        if (std::sscanf(text, "%lldx%lld%n", &width, &height, &used) != 2) return false;
+        int64_t width = 0, height = 0;
+        if (!bench::parse_size(text, &width, &height, &used)) return false;
         sizes->push_back({width, height});
         if (text[used] != ',') return text[used] == '\0';
     }
@@ -66,7 +67,9 @@ bool parse(int argc, char** argv, Options* o) {
         else
             o->places.push_back(argv[i]);
     }
-    if (o->places.size() < 6 || !parse_sizes(o->places[3], &o->sizes)) return false;
+    if (o->places.size() < 6 || !bench::parse_precision(o->places[2], &o->precision) ||
+        !parse_sizes(o->places[3], &o->sizes))
+        return false;
     if (o->places.size() > 6 && o->sizes.size() > 1) return false; // pictures are named by number
     o->steps = std::atoll(o->places[4]);
     return o->steps > 0 && o->batch > 0 && o->threads >= 0;
@@ -186,8 +189,7 @@ void print(const Options& o, const Measured& m, const Backend& device) {
 Status run(const Options& o) {
     PipelineOptions options;
     options.device = o.places[1];
-    options.backend.precision =
-        std::strcmp(o.places[2], "exact") == 0 ? Precision::kExact : Precision::kFast;
+    options.backend.precision = o.precision;
     options.max_memory = options.backend.max_memory = o.max_memory;
     options.backend.threads = o.threads;
     std::unique_ptr<GgufFile> file;
@@ -205,6 +207,11 @@ Status run(const Options& o) {
         std::ifstream prompts(o.places[5]);
         for (std::string prompt; std::getline(prompts, prompt);)
             BONSAI_TRY(draw(o, prompt, pipeline.get(), &m));
+        if (m.lines < 2)
+            return fail(ErrorCode::kArgument,
+                        "%s: %d lines, expected 2 or more: the first is left "
+                        "out",
+                        o.places[5], m.lines);
         print(o, m, *used);
     }
     return Status();

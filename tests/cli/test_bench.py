@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bonsai-bench: what it counts and how it reports; never how fast anything is."""
+"""The measuring programs: what they count and how they report; never how fast anything is."""
 
 from __future__ import annotations
 
@@ -76,3 +76,22 @@ def test_csv_and_compare(bench, tmp_path):
 def test_refuses(bench, arguments, words):
     done = bench(*arguments)
     assert done.returncode in (1, 2) and words in done.stderr and done.stdout == ""
+
+
+WRONG = {
+    "a lone prompt": ("bonsai-bench-warm", ["fast", "64x64", "1", "prompts.txt"], "1 lines"),
+    "no prompts": ("bonsai-bench-warm", ["fast", "64x64", "1", "none.txt"], "0 lines"),
+    "precision": ("bonsai-bench-warm", ["fsat", "64x64", "1", "prompts.txt"], "fast|exact"),
+    "size": ("bonsai-bench-warm", ["fast", "64x60", "1", "prompts.txt"], "WIDTHxHEIGHT"),
+    "no pixels": ("bonsai-bench-vae", ["fast", "0x0", "1"], "multiples of 16"),
+    "odd size": ("bonsai-bench-vae", ["exact", "100x64", "1"], "multiples of 16"),
+    "other precision": ("bonsai-bench-vae", ["f16", "64x64", "1"], "fast or exact"),
+}
+
+
+@pytest.mark.parametrize("program, arguments, message", WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments(converted, tmp_path, program, arguments, message):
+    (tmp_path / "prompts.txt").write_text("a tree\n")
+    command = [native.program(program), converted("tiny", weights="ternary"), "cpu", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode in (1, 2) and message in done.stderr, done
