@@ -170,6 +170,18 @@ class Engine:
         """
         steps_done: queue.SimpleQueue = queue.SimpleQueue()
         stop = threading.Event()
+        settings = {
+            "width": width,
+            "height": height,
+            "steps": steps,
+            "seed": seed,
+            "n": 1,
+            "guidance": guidance,
+            "shift": shift,
+            "noise_dtype": noise_dtype,
+            "timestep_dtype": timestep_dtype,
+            "preview_every": preview_every,
+        }
 
         def stop_if_left(_progress: Progress) -> None:
             if stop.is_set():
@@ -177,43 +189,34 @@ class Engine:
 
         def work() -> None:
             try:
-                (image,) = self._draw(
-                    prompt,
-                    stop_if_left,
-                    steps_done.put,
-                    width=width,
-                    height=height,
-                    steps=steps,
-                    seed=seed,
-                    n=1,
-                    guidance=guidance,
-                    shift=shift,
-                    noise_dtype=noise_dtype,
-                    timestep_dtype=timestep_dtype,
-                    preview_every=preview_every,
-                )
+                (image,) = self._draw(prompt, stop_if_left, steps_done.put, **settings)
                 steps_done.put(image)
             except BaseException as error:
                 steps_done.put(error)
 
         worker = threading.Thread(target=work, name="bonsai-stream", daemon=True)
         worker.start()
-        last: Step | None = None
         try:
-            while True:
-                item = steps_done.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if isinstance(item, Step) and item.step < item.steps:
-                    yield item
-                elif isinstance(item, Step):
-                    last = item  # held back until its picture is there
-                elif last is not None:
-                    yield Step(**{**vars(last), "image": item, "done": True})
-                    return
+            yield from self._steps(steps_done)
         finally:
             stop.set()
             worker.join()
+
+    @staticmethod
+    def _steps(done: queue.SimpleQueue) -> Iterator[Step]:
+        """What a stream's thread has put there, until the picture or an error comes."""
+        last: Step | None = None
+        while True:
+            item = done.get()
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, Step) and item.step < item.steps:
+                yield item
+            elif isinstance(item, Step):
+                last = item  # held back until its picture is there
+            elif last is not None:
+                yield Step(**{**vars(last), "image": item, "done": True})
+                return
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """What the transformer is conditioned on: float32 [max_tokens, prompt_width].
