@@ -46,6 +46,13 @@ inline LinearArgs linear_args(const Tensor& x, const Tensor& weight, const Tenso
     return args;
 }
 
+// The same in floats.
+inline LinearArgs exact_linear(const Tensor& x, const Tensor& weight, const Tensor& out) {
+    LinearArgs args = linear_args(x, weight, out);
+    args.exact = true;
+    return args;
+}
+
 // out += gate * (x W^T)
 inline LinearArgs linear_add_args(const Tensor& x, const Tensor& weight, const Tensor& out,
                                   const Tensor& gate = Tensor()) {
