@@ -37,6 +37,18 @@ unsigned same_type(const LinearArgs& args, int i) {
     return mask;
 }
 
+// Calls body(mask, dtype) for the projections of each weight type.
+template <typename Body> Status for_each_type(const LinearArgs& args, const Body& body) {
+    unsigned done = 0;
+    for (int i = 0; i < args.count; ++i) {
+        if ((done >> i & 1) != 0) continue;
+        const unsigned mask = same_type(args, i);
+        done |= mask;
+        BONSAI_TRY(body(mask, args.projections[i].weight.dtype));
+    }
+    return Status();
+}
+
 // Whether x becomes int8 for weights in blocks.
 bool may_quantize(const Context& context, const LinearArgs& args) {
     return context.precision == Precision::kFast && !args.exact && args.x.cols % kGroup == 0;
@@ -79,14 +91,9 @@ uint64_t exact_route_scratch(const Context& context, const LinearArgs& args, uns
 } // namespace
 
 Status linear_quantized(const Context& context, const QuantizedRows& x, const LinearArgs& args) {
-    unsigned done = 0;
-    for (int i = 0; i < args.count; ++i) {
-        if ((done >> i & 1) != 0) continue;
-        const unsigned mask = same_type(args, i);
-        done |= mask;
-        BONSAI_TRY(project_quantized(context, x, args, mask, args.projections[i].weight.dtype));
-    }
-    return {};
+    return for_each_type(args, [&](unsigned mask, DType dtype) {
+        return project_quantized(context, x, args, mask, dtype);
+    });
 }
 
 bool linear_folds(const Context& context, const LinearArgs& args) {
@@ -98,53 +105,37 @@ Status linear(const Context& context, const LinearArgs& args) {
     if (args.x.dtype == DType::kI8) return linear_quantized(context, quantized_rows(args.x), args);
     QuantizedRows quantized;
     HalfRows half;
-    unsigned done = 0;
-    for (int i = 0; i < args.count; ++i) {
-        if ((done >> i & 1) != 0) continue;
-        const DType dtype = args.projections[i].weight.dtype;
-        const unsigned mask = same_type(args, i);
-        done |= mask;
-        if (!may_quantize(context, args) || !is_block_quantized(dtype)) {
-            BONSAI_TRY(project_exact(context, args, mask, dtype));
-            continue;
-        }
+    return for_each_type(args, [&](unsigned mask, DType dtype) {
+        if (!may_quantize(context, args) || !is_block_quantized(dtype))
+            return project_exact(context, args, mask, dtype);
         if (linear_half_serves(context, args, dtype, false)) {
             if (!half.high) BONSAI_TRY(half_rows(context, args.x, HalfKind::kOne, &half));
-            BONSAI_TRY(linear_half(context, half, args, mask));
-            continue;
+            return linear_half(context, half, args, mask);
         }
         if (!quantized.q) {
             BONSAI_TRY(allocate_quantized(context, args.x.rows, args.x.cols,
                                           group_of(context, args), &quantized));
             BONSAI_TRY(quantize_rows(context, args.x, quantized));
         }
-        BONSAI_TRY(project_quantized(context, quantized, args, mask, dtype));
-    }
-    return {};
+        return project_quantized(context, quantized, args, mask, dtype);
+    });
 }
 
 uint64_t linear_scratch(const Context& context, const LinearArgs& args) {
     if (args.x.dtype == DType::kI8) return 0;
-    uint64_t bytes = 0;
-    bool quantized = false, half = false; // x is already
-    unsigned done = 0;
-    for (int i = 0; i < args.count; ++i) {
-        if ((done >> i & 1) != 0) continue;
-        const DType dtype = args.projections[i].weight.dtype;
-        const unsigned mask = same_type(args, i);
-        done |= mask;
+    uint64_t rows = 0, quantized = 0, bytes = 0; // of x in either form, once; of the products
+    (void)for_each_type(args, [&](unsigned mask, DType dtype) {
         if (!may_quantize(context, args) || !is_block_quantized(dtype)) {
             bytes += exact_route_scratch(context, args, mask, dtype);
         } else if (linear_half_serves(context, args, dtype, false)) {
-            if (!half) bytes += half_rows_bytes(args.x, HalfKind::kOne);
+            rows = half_rows_bytes(args.x, HalfKind::kOne);
             bytes += half_scratch(context, args, mask);
-            half = true;
-        } else if (!quantized) {
-            bytes += quantized_bytes(args.x.rows, args.x.cols, group_of(context, args));
-            quantized = true;
+        } else {
+            quantized = quantized_bytes(args.x.rows, args.x.cols, group_of(context, args));
         }
-    }
-    return bytes;
+        return Status();
+    });
+    return rows + quantized + bytes;
 }
 
 Status linear_pair(const Context& context, const LinearArgs& a, const LinearArgs& b) {
