@@ -6,7 +6,8 @@
 //
 // Times are CPU time of this thread, so that other programs disturb them little; a run of the
 // ceiling loop before each measurement takes the clock rate of the moment into account. One
-// operation (OP) is a multiplication or an addition.
+// operation (OP) is a multiplication or an addition. Exact products of few rows are given in GB/s
+// of packed weights, beside what the core reads from memory.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -114,7 +115,11 @@ void bench_linear(const Options& options, const KernelTable& table, const Linear
     Scratch scratch;
     const double ops =
         2.0 * static_cast<double>(c.rows) * static_cast<double>(c.in) * static_cast<double>(c.out);
-    measure(options, name, ops * 1e-9, fast ? Ceiling::kBytes : Ceiling::kFloats, [&] {
+    // Few rows are bound by reading the weights: GB/s of those.
+    const bool few = !fast && c.rows <= 8;
+    const Ceiling kind = fast ? Ceiling::kBytes : few ? Ceiling::kMemory : Ceiling::kFloats;
+    const double work = few ? static_cast<double>(weight.size()) : ops;
+    measure(options, few ? name + " GB/s" : name, work * 1e-9, kind, [&] {
         for (int64_t n = 0; n < c.out; n += table.linear_piece_cols) {
             const Range cols = {n, std::min(c.out, n + table.linear_piece_cols)};
             for (int64_t m = 0; m < c.rows; m += table.linear_piece_rows) {
@@ -130,7 +135,8 @@ void bench_linears(const Options& options, const KernelTable& table) {
     const LinearCase cases[] = {
         {"dit qkv+mlp", 1536, 3072, 128}, {"dit out", 1536, 12288, 64},
         {"encoder ffn", 512, 2560, 128},  {"encoder down", 512, 9728, 64},
-        {"prompt", 77, 2560, 256},        {"modulation", 1, 3072, 1024},
+        {"prompt", 77, 2560, 256},        {"modulation", 1, 3072, 18432},
+        {"modulation", 4, 3072, 18432},   {"modulation", 8, 3072, 18432},
     };
     for (const LinearCase& c : cases)
         for (int t = 0; t < kDTypeCount; ++t) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ceilings.h"
 
+#include <cstdint>
 #include <ctime>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -14,6 +16,20 @@ double thread_seconds() {
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
+
+namespace {
+
+double memory_ceiling() {
+    static const std::vector<uint64_t> words(size_t{1} << 25, 1); // 256 MB, more than caches hold
+    const double start = thread_seconds();
+    uint64_t sum = 0;
+    for (const uint64_t word : words)
+        sum += word;
+    const double seconds = thread_seconds() - start;
+    return sum == words.size() ? static_cast<double>(8 * sum) / seconds * 1e-9 : 0;
+}
+
+} // namespace
 
 #if defined(__x86_64__)
 namespace {
@@ -59,12 +75,13 @@ __attribute__((target("avx2,fma"))) double floats_ceiling() {
 } // namespace
 
 double ceiling(Ceiling kind) {
+    if (kind == Ceiling::kMemory) return memory_ceiling();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
     return kind == Ceiling::kBytes ? bytes_ceiling() : floats_ceiling();
 }
 #else
-double ceiling(Ceiling) {
-    return 0;
+double ceiling(Ceiling kind) {
+    return kind == Ceiling::kMemory ? memory_ceiling() : 0;
 }
 #endif
 

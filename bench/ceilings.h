@@ -8,12 +8,13 @@ namespace bonsai::bench {
 enum class Ceiling {
     kBytes,  // vpmaddubsw + vpaddw on 256 bits, int8
     kFloats, // vfmadd on 256 bits, fp32
+    kMemory, // reading 256 MB in order, GB/s
 };
 
 // Processor time of the calling thread, in seconds.
 double thread_seconds();
 
-// GOP/s of one core in processor time; 0 where there is no such loop.
+// GOP/s, or GB/s, of one core in processor time; 0 where there is no such loop.
 double ceiling(Ceiling kind);
 
 } // namespace bonsai::bench
