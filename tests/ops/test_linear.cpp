@@ -254,6 +254,38 @@ TEST(exact_matches_double) {
     }
 }
 
+// Rows with a single one pick weights: every one of every type, to the bit, in ends of K that are
+// no whole registers, blocks or groups, few and many rows at a time, and in rows of a wider matrix.
+TEST(exact_products_see_the_weights_themselves) {
+    for (DType dtype : kAll)
+        for (int64_t k : {1, 3, 37, 96, 255, 257, 288, 300, 384}) {
+            const auto block = static_cast<int64_t>(dtype_info(dtype).block);
+            if (k % block != 0) continue;
+            Layer layer(dtype, 33, 21, k + block);
+            layer.projection.weight.cols = layer.x.view.cols = k;
+            std::vector<float> w(static_cast<size_t>(21 * k));
+            for (int64_t n = 0; n < 21; ++n)
+                dequantize_row(dtype, layer.projection.weight.packed_row(n), &w[size_t(n * k)], k);
+            for (const KernelTable* table : levels()) {
+                int64_t wrong = 0, rows = 0;
+                for (int64_t first = 0; first < k; first += rows) {
+                    rows = rows == 9 ? 33 : rows % 33 + 1;
+                    for (int64_t m = 0; m < 33; ++m)
+                        for (int64_t j = 0; j < k; ++j)
+                            layer.x.view.row(m)[j] = j == first + m ? 1.0f : 0.0f;
+                    Scratch scratch;
+                    CHECK(table->linear_exact(layer.x.view, layer.projection, {0, rows}, {0, 21},
+                                              scratch));
+                    for (int64_t m = 0; m < rows && first + m < k; ++m)
+                        for (int64_t n = 0; n < 21; ++n)
+                            wrong += layer.out.view.row(m)[n] != w[size_t(n * k + first + m)];
+                }
+                CHECK(wrong == 0);
+                CHECK(layer.out.intact());
+            }
+        }
+}
+
 TEST(fast_matches_double_of_its_codes) {
     for (DType dtype : kAll) {
         if (!is_block_quantized(dtype)) continue;
@@ -386,7 +418,7 @@ TEST(pieces_do_not_change_the_result) {
         for (const KernelTable* table : levels())
             for (bool fast : {false, true}) {
                 if (fast && !is_block_quantized(dtype)) continue;
-                Layer layer(dtype, 23, 101, 640);
+                Layer layer(dtype, 31, 101, 640);
                 layer.projection.bias = layer.bias.view;
                 layer.projection.gate = layer.gate.view;
                 layer.projection.accumulate = true;
@@ -398,8 +430,8 @@ TEST(pieces_do_not_change_the_result) {
                     const Codes codes(*table, layer.x.view);
                     Scratch scratch;
                     Range rows = {0, 0};
-                    for (; rows.begin < 23; rows.begin = rows.end) {
-                        rows.end = std::min<int64_t>(23, rows.begin + 1 + random.below(9));
+                    for (; rows.begin < 31; rows.begin = rows.end) {
+                        rows.end = std::min<int64_t>(31, rows.begin + 1 + random.below(9));
                         Range cols = {0, 0};
                         for (; cols.begin < 101; cols.begin = cols.end) {
                             cols.end = std::min<int64_t>(101, cols.begin + 1 + random.below(40));

@@ -12,6 +12,11 @@ constexpr int kPanel = 16;
 // Same results as bonsai::dequantize_row, bit for bit.
 void dequantize_row(DType dtype, const uint8_t* packed, float* out, int64_t n);
 
+// The same of weights [k, k + depth) of rows [row, row + kPanel) of w to columns of
+// panel[depth][kPanel], depth <= 256; it has room for 16 times a whole number. The last row again
+// where w has fewer.
+void unpack_panel(const Tensor& w, int64_t row, int64_t k, int64_t depth, float* panel);
+
 // The codes of 128 consecutive weights of a row, one byte each, and the scales that go with them:
 //   low-bit     code 0..3, weight = scale[0] * (code - 1); binary weights are codes 0 and 2
 //   Q4_0, Q4_1  code 0..15, weight = scale[b] * code + offset[b], b = 0..3 for each block of 32

@@ -118,19 +118,6 @@ void dequantize_halves(DType dtype, const uint8_t* packed, float* out, int64_t n
     store_tail(out + i, n - i, wide_half(load_halves(packed + 2 * i, rest), dtype));
 }
 
-void transpose4(const float* rows, int64_t stride, float* out) {
-    const float32x4_t a = vld1q_f32(rows), b = vld1q_f32(rows + stride);
-    const float32x4_t c = vld1q_f32(rows + 2 * stride), d = vld1q_f32(rows + 3 * stride);
-    const float64x2_t ab0 = vreinterpretq_f64_f32(vzip1q_f32(a, b));
-    const float64x2_t ab1 = vreinterpretq_f64_f32(vzip2q_f32(a, b));
-    const float64x2_t cd0 = vreinterpretq_f64_f32(vzip1q_f32(c, d));
-    const float64x2_t cd1 = vreinterpretq_f64_f32(vzip2q_f32(c, d));
-    vst1q_f32(out, vreinterpretq_f32_f64(vzip1q_f64(ab0, cd0)));
-    vst1q_f32(out + kFloatPanel, vreinterpretq_f32_f64(vzip2q_f64(ab0, cd0)));
-    vst1q_f32(out + 2 * kFloatPanel, vreinterpretq_f32_f64(vzip1q_f64(ab1, cd1)));
-    vst1q_f32(out + 3 * kFloatPanel, vreinterpretq_f32_f64(vzip2q_f64(ab1, cd1)));
-}
-
 } // namespace
 
 void unpack_group(DType dtype, const uint8_t* packed, int8_t* codes, GroupScales* scales) {
@@ -170,20 +157,6 @@ void dequantize_row(DType dtype, const uint8_t* packed, float* out, int64_t n) {
         else
             unpack_block(dtype, packed, codes, &scales.scale[0], &scales.offset[0]);
         scale_codes(codes, info.block, scales.scale[0], scales.offset[0], out + i);
-    }
-}
-
-void unpack_panel(const Tensor& w, int64_t row, int64_t k, int64_t n, float* panel) {
-    float rows[kFloatPanel][kDepth];
-    if (n % 4 != 0 || w.rows - row < kFloatPanel) memset(rows, 0, sizeof rows);
-    const DTypeInfo& info = dtype_info(w.dtype);
-    const auto* data = static_cast<const uint8_t*>(w.data);
-    for (int64_t r = 0; r < kFloatPanel && row + r < w.rows; ++r)
-        dequantize_row(w.dtype, data + ((row + r) * w.stride + k) / info.block * info.bytes,
-                       rows[r], n);
-    for (int64_t i = 0; i < n; i += 4) {
-        transpose4(rows[0] + i, kDepth, panel + i * kFloatPanel);
-        transpose4(rows[4] + i, kDepth, panel + i * kFloatPanel + 4);
     }
 }
 

@@ -27,8 +27,8 @@ struct GroupScales {
 };
 void unpack_group(DType dtype, const uint8_t* packed, int8_t* codes, GroupScales* scales);
 
-// Weights [k, k + n) of rows [row, row + 8) as floats to panel[n][8], n <= kDepth; zeros where the
-// matrix has no such row.
+// Weights [k, k + n) of rows [row, row + 8) as floats to panel[n][8], n <= kDepth; it has room for
+// 8 times a whole number. The last row again where the matrix has fewer.
 void unpack_panel(const Tensor& w, int64_t row, int64_t k, int64_t n, float* panel);
 
 // out = sums + bias, or out += gate * (sums + bias), for one row and columns [begin, end).
