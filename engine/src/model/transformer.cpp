@@ -300,10 +300,14 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
     const ActivationTypes t = types(backend);
     Buffers b;
     BONSAI_TRY(run.arena.allocate(rows, width, &b.stream));
-    BONSAI_TRY(run.arena.allocate(rows, width, t.product, &b.h, t.low_bit_group));
+    const int64_t joined = width + config_.mlp_width,
+                  gap = t.product == DType::kI8 ? t.product_gap : 0;
+    BONSAI_TRY(run.arena.allocate(rows, width + gap, t.product, &b.h, t.low_bit_group));
     BONSAI_TRY(run.arena.allocate(rows, 3 * width, t.heads, &b.qkv));
-    BONSAI_TRY(run.arena.allocate(rows, width + config_.mlp_width, t.product, &b.joined,
+    BONSAI_TRY(run.arena.allocate(rows, joined + gap, t.product, &b.joined,
                                   std::min(t.low_bit_group, kJoinedGroup)));
+    b.h = b.h.slice_cols(0, width);
+    b.joined = b.joined.slice_cols(0, joined);
     if (!t.activate)
         BONSAI_TRY(run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden,
                                       &b.hidden));

@@ -22,6 +22,8 @@ struct ActivationTypes {
     // The most inputs of an I8 product that share a scale where all weights are low-bit: kGroup,
     // which is always taken, or kWideGroup, and then 256, too.
     int low_bit_group = kGroup;
+    // Columns that rows of I8 lie further apart than they are wide, in whole groups.
+    int64_t product_gap = 0;
     int64_t mlp_rows = 1024; // tokens an MLP takes at a time
     // Linear layers may activate what they compute (Projection::activate): gate and up of an MLP
     // are never stored.

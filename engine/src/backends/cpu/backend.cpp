@@ -181,6 +181,8 @@ ActivationTypes CpuBackend::activations() const {
     ActivationTypes types;
     if (precision_ != Precision::kFast) return types;
     types.product = DType::kI8;
+    // With a stride of 3072 or 12288 bytes the rows of a tile would share cache sets.
+    types.product_gap = kGroup;
     types.activate = true;
     return types;
 }
