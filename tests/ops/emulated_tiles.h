@@ -21,6 +21,7 @@ void multiply_bf16(int c, int a, int b);
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbssd
 #undef _tile_dpbf16ps
@@ -28,6 +29,7 @@ void multiply_bf16(int c, int a, int b);
 #define _tile_release() ::emulated::release()
 #define _tile_zero(t) ::emulated::zero(t)
 #define _tile_loadd(t, base, stride) ::emulated::load(t, base, stride)
+#define _tile_stream_loadd(t, base, stride) ::emulated::load(t, base, stride)
 #define _tile_stored(t, base, stride) ::emulated::store(t, base, stride)
 #define _tile_dpbssd(c, a, b) ::emulated::multiply_signed(c, a, b)
 #define _tile_dpbf16ps(c, a, b) ::emulated::multiply_bf16(c, a, b)

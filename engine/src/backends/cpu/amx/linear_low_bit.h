@@ -63,7 +63,8 @@ class LowBit::Pipeline {
         group_ = g;
         rows_scale_ = x_scale_ + g * x_rows_ + m;
     }
-    // 32 x 32 of y over one group, and the scaling of the block before.
+    // 32 x 32 of y over one group, and the scaling of the block before. Weights stream through the
+    // first-level cache, which holds the sums.
     BONSAI_ALWAYS_INLINE void push(int panel, float* sums) {
         const uint8_t* codes = weights_.codes[group_][panel];
         Products& out = buffers_[turn_];
@@ -71,12 +72,12 @@ class LowBit::Pipeline {
         for (int h = 0; h < 2; ++h, codes += kGroupBytes) {
             _tile_zero(0);
             _tile_zero(1);
-            _tile_loadd(2, codes, kRowBytes);
+            _tile_stream_loadd(2, codes, kRowBytes);
             _tile_dpbssd(0, 4, 2);
             add_last(4 * h);
             _tile_dpbssd(1, 6, 2);
             add_last(4 * h + 1);
-            _tile_loadd(3, codes + kEdge * kRowBytes, kRowBytes);
+            _tile_stream_loadd(3, codes + kEdge * kRowBytes, kRowBytes);
             _tile_dpbssd(0, 5, 3);
             add_last(4 * h + 2);
             _tile_dpbssd(1, 7, 3);
