@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from bonsai_convert import cli, gguf
-from conftest import ROOT
 from minimal import WEIGHTS
 from test_convert import fails
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_unwritable_outputs(checkpoint, tmp_path, capsys, monkeypatch):

@@ -2,11 +2,12 @@
 """A vocabulary of the real size goes through the export, and through the tokenizers library."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 from bonsai_convert import tokenizer
-from conftest import ROOT
 
+ROOT = Path(__file__).resolve().parents[2]
 PATH = ROOT / "tests" / "support" / "real_tokenizer.py"
 
 
