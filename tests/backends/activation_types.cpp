@@ -55,7 +55,7 @@ struct Bench {
     // out = x W^T
     std::vector<float> product(const Tensor& x, const Tensor& weight) {
         Tensor out = make(x.rows, weight.rows, DType::kF32);
-        CHECK_OK(backend.linear(backend_test::product(x, weight, out)));
+        CHECK_OK(backend.linear(linear_args(x, weight, out)));
         std::vector<float> values(static_cast<size_t>(out.rows * out.cols));
         CHECK_OK(backend.read(out, values.data()));
         arena->release(&out);
@@ -278,7 +278,7 @@ TEST(device_heads_of_half_precision) {
         for (int half = 0; half < 2; ++half) {
             const Tensor qkv = b.make(kRows, 3 * width, half ? DType::kF16 : DType::kF32);
             const Tensor out = b.make(kRows, width, DType::kF32);
-            CHECK_OK(b.backend.linear(product(x, weight, qkv)));
+            CHECK_OK(b.backend.linear(linear_args(x, weight, qkv)));
             HeadNormRopeArgs rope;
             rope.x = qkv.slice_cols(0, width), rope.also = qkv.slice_cols(width, width);
             rope.gain = rope.also_gain = gain, rope.cos = cos, rope.sin = sin;

@@ -55,16 +55,6 @@ struct Operand {
     }
 };
 
-// out = x weight^T
-inline LinearArgs product(const Tensor& x, const Tensor& weight, const Tensor& out) {
-    LinearArgs args;
-    args.x = x;
-    args.projections[0].weight = weight;
-    args.projections[0].out = out;
-    args.count = 1;
-    return args;
-}
-
 class Case {
   public:
     Case(Pair& pair, std::string name) : pair_(pair), name_(std::move(name)) {}

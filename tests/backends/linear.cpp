@@ -82,7 +82,7 @@ void run_plain(Pair& pair, Precision precision, DType dtype, const Shape& s) {
     Case c(pair, name_of(dtype, s, "plain"));
     const Operand x = inputs(c, pair, precision, {dtype}, s.rows, s.in),
                   w = weights(c, precision, dtype, s.out, s.in), y = c.room(s.rows, s.out);
-    c.run([&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
+    c.run([&](Side side) { return side.backend.linear(linear_args(x[side], w[side], y[side])); });
     c.expect_close(y, tolerance(pair, precision, dtype));
 }
 
@@ -93,7 +93,7 @@ void run_added(Pair& pair, Precision precision, DType dtype, const Shape& s) {
                   w = weights(c, precision, dtype, s.out, s.in), bias = c.random(1, s.out),
                   gate = c.random(1, s.out, 0, 1), y = c.random(s.rows, s.out, 7, 1);
     c.run([&](Side side) {
-        LinearArgs args = product(x[side], w[side], y[side]);
+        LinearArgs args = linear_args(x[side], w[side], y[side]);
         Projection& p = args.projections[0];
         p.bias = bias[side];
         p.accumulate = true;
@@ -178,7 +178,7 @@ TEST(device_linear_outliers) {
             });
             const Operand w = c.weight(dtype, 72, 256), y = c.room(40, 72);
             c.run([&](Side side) {
-                LinearArgs args = product(x[side], w[side], y[side]);
+                LinearArgs args = linear_args(x[side], w[side], y[side]);
                 args.exact = true;
                 return side.backend.linear(args);
             });
@@ -226,7 +226,7 @@ TEST(device_linear_folded) {
                 };
                 const Operand w = c.weight(dtype, s.out, s.in, scale), y = c.room(s.rows, s.out);
                 c.run([&](Side side) {
-                    return side.backend.linear(product(x[side], w[side], y[side]));
+                    return side.backend.linear(linear_args(x[side], w[side], y[side]));
                 });
                 c.expect_close(y, std::sqrt(static_cast<double>(s.in) / 128) / 254);
             }
@@ -244,8 +244,9 @@ TEST(device_linear_scale_not_finite) {
                 if (group == 4 && row == 30) return std::numeric_limits<float>::quiet_NaN();
                 return 0.125f;
             });
-            c.run(
-                [&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
+            c.run([&](Side side) {
+                return side.backend.linear(linear_args(x[side], w[side], y[side]));
+            });
             std::vector<float> found(20 * 48);
             CHECK_OK(pair.device->read(y.on[1], found.data()));
             for (size_t i = 0; i < found.size(); ++i)

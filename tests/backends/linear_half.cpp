@@ -41,7 +41,7 @@ void run_shape(Pair& pair, Precision precision, DType dtype, const Shape& s) {
                   bias = c.random(1, s.out), gate = c.random(1, s.out, 0, 1),
                   y = c.random(s.rows, s.out, 5, 2), plain = c.room(s.rows, s.out);
     c.run([&](Side side) {
-        LinearArgs args = product(x[side], w[side], y[side]);
+        LinearArgs args = linear_args(x[side], w[side], y[side]);
         args.projections[0].bias = bias[side];
         args.projections[0].accumulate = true;
         args.projections[0].gate = gate[side];
@@ -65,7 +65,7 @@ void run_magnitudes(Pair& pair, Precision precision, DType dtype) {
         return factors[m] * static_cast<float>((k * 101 + 17) % 255 - 127) / 127.0f;
     });
     const Operand w = c.weight(dtype, kOut, kIn), y = c.room(kRows, kOut);
-    c.run([&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
+    c.run([&](Side side) { return side.backend.linear(linear_args(x[side], w[side], y[side])); });
     for (int64_t m = 0; m < kRows; ++m)
         if (factors[m] != 0) c.expect_close(y.rows(m, 1), tolerance(pair, precision, dtype));
     std::vector<float> zero(static_cast<size_t>(kOut), 1.0f);
@@ -86,7 +86,7 @@ void run_not_finite(Pair& pair, Precision precision, DType dtype) {
     });
     const Operand w = c.weight(dtype, kOut, kIn),
                   y = c.filled(kRows, kOut, [](int64_t, int64_t) { return 0.0f; });
-    c.run([&](Side side) { return side.backend.linear(product(x[side], w[side], y[side])); });
+    c.run([&](Side side) { return side.backend.linear(linear_args(x[side], w[side], y[side])); });
     for (const int64_t m : {0, 1, 3, 4, 7, 8})
         c.expect_close(y.rows(m, 1), tolerance(pair, precision, dtype));
     std::vector<float> row(static_cast<size_t>(kOut));

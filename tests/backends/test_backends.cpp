@@ -99,7 +99,7 @@ void expect_linear_scratch(Precision precision, DType dtype, int64_t rows) {
         precision, weights, &Backend::linear, [&](Case& c) {
             const Operand x = c.random(rows, kIn), y = c.room(rows, kOut),
                           w = c.weight(dtype, kOut, kIn);
-            return [=](const Side& s) { return product(x[s], w[s], y[s]); };
+            return [=](const Side& s) { return linear_args(x[s], w[s], y[s]); };
         });
 }
 
@@ -146,7 +146,7 @@ TEST(device_weights_come_and_go) {
                       out = c.room(5, 16);
         c.run([&](Side s) {
             const Status status =
-                s.backend.linear(product(x[s], weight[s].slice_rows(16, 16), out[s]));
+                s.backend.linear(linear_args(x[s], weight[s].slice_rows(16, 16), out[s]));
             s.backend.evict_weight(weight[s]);
             return status;
         });

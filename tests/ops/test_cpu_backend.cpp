@@ -43,12 +43,9 @@ TEST(no_op_expands_weights_beyond_a_tile) {
         CHECK_OK(quantize_rows(dtype, weights.data(), out_features, in, packed.data()));
         for (const Precision precision : {Precision::kFast, Precision::kExact}) {
             const std::unique_ptr<Backend> cpu = backend(2, precision);
-            LinearArgs args;
-            args.x = f32_matrix(x.data(), rows, in);
-            args.projections[0].weight = {dtype, out_features, in, in, packed.data()};
-            args.projections[0].out = f32_matrix(y.data(), rows, out_features);
-            args.count = 1;
-            CHECK_OK(cpu->linear(args));
+            CHECK_OK(cpu->linear(linear_args(f32_matrix(x.data(), rows, in),
+                                             {dtype, out_features, in, in, packed.data()},
+                                             f32_matrix(y.data(), rows, out_features))));
             const size_t peak = static_cast<cpu::CpuBackend&>(*cpu).scratch_peak();
             CHECK(peak > 0 && peak <= limit);
         }
@@ -76,11 +73,10 @@ TEST(scratch_is_what_was_announced) {
                 device->release_scratch();
                 CHECK(cpu.shared_scratch() == 0);
             };
-            LinearArgs linear;
-            linear.x = f32_matrix(x.data(), rows, width);
-            linear.projections[0].weight = {DType::kQ8_0, width, width, width, packed.data()};
-            linear.projections[0].out = f32_matrix(y.data(), rows, width);
-            linear.count = 1;
+            const LinearArgs linear =
+                linear_args(f32_matrix(x.data(), rows, width),
+                            {DType::kQ8_0, width, width, width, packed.data()},
+                            f32_matrix(y.data(), rows, width));
             CHECK_OK(device->linear(linear));
             check(device->scratch_bytes(linear));
             AttentionArgs attention;
@@ -166,23 +162,15 @@ struct Codes {
                                weights.back().data()));
         return {dtype, rows, cols, cols, weights.back().data()};
     }
-    LinearArgs product(const Tensor& in, const Tensor& w, const Tensor& out) const {
-        LinearArgs args;
-        args.x = in;
-        args.projections[0].weight = w;
-        args.projections[0].out = out;
-        args.count = 1;
-        return args;
-    }
     // What the product makes of the op's result, written as `dtype`: of 12 rows, and of the rest.
     std::vector<float> result(DType dtype, const std::function<Status(const Tensor& out)>& op) {
         Tensor out;
         CHECK_OK(arena->allocate(kRows, kWidth + kGroup, dtype, &out));
         const Tensor part = out.slice_cols(kGroup, kWidth);
         CHECK_OK(op(part));
-        CHECK_OK(backend.linear(product(part.slice_rows(0, 12), weight, y.slice_rows(0, 12))));
+        CHECK_OK(backend.linear(linear_args(part.slice_rows(0, 12), weight, y.slice_rows(0, 12))));
         CHECK_OK(backend.linear(
-            product(part.slice_rows(12, kRows - 12), weight, y.slice_rows(12, kRows - 12))));
+            linear_args(part.slice_rows(12, kRows - 12), weight, y.slice_rows(12, kRows - 12))));
         arena->release(&out);
         return {y.row(0), y.row(0) + kRows * kOut};
     }
@@ -213,7 +201,7 @@ struct Codes {
         CHECK_OK(backend.layer_norm({x.slice_cols(0, kWidth), row, row, codes, 1e-6f}));
         const Tensor in = packed(weight.dtype, 2 * kWidth, kWidth);
         const std::vector<float> out = result(DType::kI8, [&](const Tensor& to) {
-            LinearArgs args = product(codes, in, stored ? hidden : to);
+            LinearArgs args = linear_args(codes, in, stored ? hidden : to);
             args.projections[0].activate = !stored;
             const Status status = backend.linear(args);
             if (!status.ok() || !stored) return status;

@@ -36,17 +36,7 @@ struct Run {
     }
 };
 
-// A linear layer with one output.
-inline LinearArgs linear_args(const Tensor& x, const Tensor& weight, const Tensor& out) {
-    LinearArgs args;
-    args.x = x;
-    args.projections[0].weight = weight;
-    args.projections[0].out = out;
-    args.count = 1;
-    return args;
-}
-
-// The same in floats.
+// A linear layer with one output, in floats.
 inline LinearArgs exact_linear(const Tensor& x, const Tensor& weight, const Tensor& out) {
     LinearArgs args = linear_args(x, weight, out);
     args.exact = true;

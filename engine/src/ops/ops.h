@@ -52,6 +52,16 @@ struct LinearArgs {
     bool exact = false;
 };
 
+// Of one output: out = x weight^T.
+inline LinearArgs linear_args(const Tensor& x, const Tensor& weight, const Tensor& out) {
+    LinearArgs args;
+    args.x = x;
+    args.projections[0].weight = weight;
+    args.projections[0].out = out;
+    args.count = 1;
+    return args;
+}
+
 // out = x * rsqrt(mean(x^2) + eps) * gain, row by row.
 struct RmsNormArgs {
     Tensor x;    // [S, D]
