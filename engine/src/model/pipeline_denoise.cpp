@@ -100,9 +100,10 @@ Status Pipeline::run_transformer(const Run& run, size_t context, bool first, Den
     };
     if (first || run.streamed || run.probe || d->unrecordable || !backend.begin_capture().ok())
         return evaluate();
-    const std::unique_ptr<Arena> before = run.arena.trial();
+    std::unique_ptr<Arena> before;
     Status status;
     try {
+        before = run.arena.trial();
         status = evaluate();
     } catch (...) { // whatever happens, the recording ends
         status = caught();
@@ -112,7 +113,7 @@ Status Pipeline::run_transformer(const Run& run, size_t context, bool first, Den
     if (status.ok() && ended.ok()) return Status();
     d->unrecordable = true; // recording is a gain in time only
     recorded.reset();
-    run.arena.restore(*before);
+    if (before) run.arena.restore(*before);
     return evaluate();
 }
 
