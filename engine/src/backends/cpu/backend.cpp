@@ -181,7 +181,7 @@ ActivationTypes CpuBackend::activations() const {
     ActivationTypes types;
     if (precision_ != Precision::kFast) return types;
     types.product = DType::kI8;
-    // With a stride of 3072 or 12288 bytes the rows of a tile would share cache sets.
+    // Apart for the reason of padded_stride (generic/quantize.cpp).
     types.product_gap = kGroup;
     types.activate = true;
     return types;
@@ -223,21 +223,15 @@ Status CpuBackend::quantize(const Tensor& x, QuantizedRows* out) {
 }
 
 Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, const Projection& p) {
-    int64_t piece_rows = table_.linear_piece_rows, piece_cols = table_.linear_piece_cols;
-    const auto few = [&] {
-        return pieces_of(x.rows, piece_rows) * pieces_of(p.out.cols, piece_cols) <
-               kLinearPieces * pool_->size();
-    };
-    while (piece_cols >= 2 * kLeastPieceCols && few())
-        piece_cols /= 2;
-    while (piece_rows >= 2 * kLeastPieceRows && few())
-        piece_rows /= 2;
-    const int64_t row_pieces = pieces_of(x.rows, piece_rows);
-    const Taper taper = Taper::of(p.out.cols, piece_cols, std::max(kLeastPieceCols, piece_cols / 4),
+    const PieceSize piece =
+        PieceSize{table_.linear_piece_rows, table_.linear_piece_cols}.for_workers(
+            pool_->size(), x.rows, p.out.cols, kLeastPieceCols, 1);
+    const int64_t row_pieces = pieces_of(x.rows, piece.rows);
+    const Taper taper = Taper::of(p.out.cols, piece.cols, std::max(kLeastPieceCols, piece.cols / 4),
                                   row_pieces, pool_->size());
     std::atomic<bool> complete{true};
     BONSAI_TRY(pool_->parallel_for(row_pieces * taper.pieces(), [&](int64_t i, int worker) {
-        const Range rows = piece_range(i % row_pieces, piece_rows, x.rows);
+        const Range rows = piece_range(i % row_pieces, piece.rows, x.rows);
         const Range cols = taper.range(i / row_pieces);
         Scratch& scratch = scratch_[static_cast<size_t>(worker)];
         const bool done = quantized ? table_.linear_fast(*quantized, p, rows, cols, scratch)

@@ -94,19 +94,12 @@ Status CpuBackend::project_activated(const Tensor& x, const QuantizedRows& codes
     const bool to_codes = p.out.dtype == DType::kI8;
     const QuantizedRows out = to_codes ? codes_of(p.out) : QuantizedRows();
     const int64_t half = p.weight.rows / 2;
-    int64_t piece_rows = std::min(table_.linear_piece_rows, x.rows);
-    int64_t piece_cols = pieces_of(table_.linear_piece_cols, kGroup) * kGroup;
-    const auto few = [&] {
-        return pieces_of(x.rows, piece_rows) * pieces_of(half, piece_cols) <
-               kLinearPieces * pool_->size();
-    };
-    while (piece_cols > kGroup && few())
-        piece_cols = std::max<int64_t>(kGroup, piece_cols / 2 / kGroup * kGroup);
-    while (piece_rows >= 2 * kLeastPieceRows && few())
-        piece_rows /= 2;
-    const int64_t row_pieces = pieces_of(x.rows, piece_rows);
-    const Taper taper = Taper::of(half, piece_cols, kGroup, row_pieces, pool_->size());
-    const size_t bytes = static_cast<size_t>(2 * piece_rows * piece_cols) * sizeof(float);
+    const PieceSize piece = PieceSize{std::min(table_.linear_piece_rows, x.rows),
+                                      pieces_of(table_.linear_piece_cols, kGroup) * kGroup}
+                                .for_workers(pool_->size(), x.rows, half, kGroup, kGroup);
+    const int64_t row_pieces = pieces_of(x.rows, piece.rows);
+    const Taper taper = Taper::of(half, piece.cols, kGroup, row_pieces, pool_->size());
+    const size_t bytes = static_cast<size_t>(2 * piece.rows * piece.cols) * sizeof(float);
     std::atomic<bool> complete{true};
     const auto compute = [&](Range rows, Range cols, size_t worker) {
         auto* block = static_cast<float*>(blocks_[worker].get(bytes));
@@ -127,7 +120,7 @@ Status CpuBackend::project_activated(const Tensor& x, const QuantizedRows& codes
         return true;
     };
     BONSAI_TRY(pool_->parallel_for(row_pieces * taper.pieces(), [&](int64_t i, int worker) {
-        if (!compute(piece_range(i % row_pieces, piece_rows, x.rows), taper.range(i / row_pieces),
+        if (!compute(piece_range(i % row_pieces, piece.rows, x.rows), taper.range(i / row_pieces),
                      static_cast<size_t>(worker)))
             complete = false;
     }));
