@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "core/rng.h"
 #include "model/transformer.h"
 #include "profile_backend.h"
@@ -128,23 +129,24 @@ void print(const std::vector<std::string>& order, const Rows& rows, const Rows& 
 }
 
 Status run(int argc, char** argv) {
-    long long width = 0, height = 0;
-    std::sscanf(argv[2], "%lldx%lld", &width, &height);
+    int64_t width = 0, height = 0;
+    int used = 0;
+    if (!bench::parse_size(argv[2], &width, &height, &used) || argv[2][used] != 0)
+        return fail(ErrorCode::kArgument, "%s: expected WIDTHxHEIGHT, multiples of 16", argv[2]);
     std::unique_ptr<GgufFile> file;
     Config config;
     BONSAI_TRY(GgufFile::open(argv[1], &file));
     BONSAI_TRY(read_config(*file, &config));
     Step step{*file, config, height / kSizeMultiple, width / kSizeMultiple};
-    if (step.height < 1 || step.width < 1)
-        return fail(ErrorCode::kArgument, "size %s: expected e.g. 512x512", argv[2]);
     std::vector<std::string> order;
     Rows base;
+    const int base_threads = std::max(1, std::atoi(argv[4]));
     for (int i = 4; i < argc; ++i) {
         Rows rows;
         const int threads = std::max(1, std::atoi(argv[i]));
         BONSAI_TRY(step.measure(threads, std::max(1, std::atoi(argv[3])), &rows, &order));
         if (i == 4) base = rows;
-        print(order, rows, base, threads, std::atoi(argv[4]));
+        print(order, rows, base, threads, base_threads);
     }
     return Status();
 }

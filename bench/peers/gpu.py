@@ -282,7 +282,7 @@ def main() -> int:
     options = parser.parse_args()
     options.ways = options.ways.split(",")
     options.everywhere = [way for way in options.everywhere.split(",") if way]
-    if unknown := {*options.ways, *options.everywhere} - {"ours", *PEERS}:
+    if unknown := (set(options.ways) - {"ours", *PEERS}) | (set(options.everywhere) - set(PEERS)):
         parser.error(f"unknown ways: {', '.join(sorted(unknown))}")
     if "ours" in options.ways and not options.bonsai:
         parser.error("--bonsai is missing (or leave ours out of --ways)")

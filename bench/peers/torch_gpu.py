@@ -196,7 +196,12 @@ def kept_tiles(path):
     if os.path.exists(path):
         gemlite.load_config(path)
         return lambda: None
-    return lambda: gemlite.cache_config(path)
+
+    def write():
+        gemlite.cache_config(path + ".part")
+        os.replace(path + ".part", path)  # who is ended meanwhile leaves no half a file
+
+    return write
 
 
 def main():
