@@ -99,7 +99,7 @@ Blocks blocks_of(const GgufFile& file, const std::string& prefix) {
     return blocks;
 }
 
-// A file of convert.py: complete, or which part or type stands in the way.
+// A file of bonsai-convert: complete, or which part or type stands in the way.
 Identity identify_bonsai(const GgufFile& file) {
     Identity id;
     id.is_bonsai = true;

@@ -12,7 +12,7 @@ namespace bonsai {
 
 struct Identity {
     std::string what;       // one line
-    bool is_bonsai = false; // made by convert.py, as far as it says itself
+    bool is_bonsai = false; // made by bonsai-convert, as far as it says itself
     bool runnable = false;  // as far as names and types tell; opening it checks everything
     std::vector<std::string> missing; // parts that a picture needs
     std::string command;              // makes a file that can be drawn with; empty: none does

@@ -100,8 +100,8 @@ template <bool Offset> class Blocks<Offset>::Pipeline {
         }
         const int64_t group = k_ / kGroup + group_;
         last_ = {x_.scale + group * x_.rows + row_,
-                 x_.block_sum + group * kOfGroup * x_.rows + row_, weights_.scale[group_][panel],
-                 weights_.offset[Offset ? group_ : 0][panel], sums};
+                 Offset ? x_.block_sum + group * kOfGroup * x_.rows + row_ : nullptr,
+                 weights_.scale[group_][panel], weights_.offset[Offset ? group_ : 0][panel], sums};
         turn_ ^= 1;
     }
     void drain() {

@@ -28,8 +28,8 @@ struct GroupScales {
 void unpack_group(DType dtype, const uint8_t* packed, uint8_t* codes, GroupScales* scales);
 
 // Eight rows of 32-bit units, `stride` bytes apart, to columns: unit u of row r goes to byte
-// u * 64 + r * 4 of out, so that two calls (out and out + 32) fill a panel. `units` is rounded up
-// to a multiple of 8.
+// u * 64 + r * 4 of out, so that two calls (out and out + 32) fill a panel. `units` is a
+// multiple of 8.
 void interleave(const void* rows, int64_t stride, int64_t units, void* out);
 
 } // namespace bonsai::cpu::avx2
