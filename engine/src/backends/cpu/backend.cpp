@@ -226,13 +226,11 @@ Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, cons
     const PieceSize piece =
         PieceSize{table_.linear_piece_rows, table_.linear_piece_cols}.for_workers(
             pool_->size(), x.rows, p.out.cols, kLeastPieceCols, 1);
-    const int64_t row_pieces = pieces_of(x.rows, piece.rows);
-    const Taper taper = Taper::of(p.out.cols, piece.cols, std::max(kLeastPieceCols, piece.cols / 4),
-                                  row_pieces, pool_->size());
+    const ProductPieces pieces = ProductPieces::of(
+        x.rows, p.out.cols, piece, std::max(kLeastPieceCols, piece.cols / 4), pool_->size());
     std::atomic<bool> complete{true};
-    BONSAI_TRY(pool_->parallel_for(row_pieces * taper.pieces(), [&](int64_t i, int worker) {
-        const Range rows = piece_range(i % row_pieces, piece.rows, x.rows);
-        const Range cols = taper.range(i / row_pieces);
+    BONSAI_TRY(pool_->parallel_for(pieces.count(), [&](int64_t i, int worker) {
+        const Range rows = pieces.rows(i), cols = pieces.columns(i);
         Scratch& scratch = scratch_[static_cast<size_t>(worker)];
         const bool done = quantized ? table_.linear_fast(*quantized, p, rows, cols, scratch)
                                     : table_.linear_exact(x, p, rows, cols, scratch);

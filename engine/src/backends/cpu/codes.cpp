@@ -97,8 +97,7 @@ Status CpuBackend::project_activated(const Tensor& x, const QuantizedRows& codes
     const PieceSize piece = PieceSize{std::min(table_.linear_piece_rows, x.rows),
                                       pieces_of(table_.linear_piece_cols, kGroup) * kGroup}
                                 .for_workers(pool_->size(), x.rows, half, kGroup, kGroup);
-    const int64_t row_pieces = pieces_of(x.rows, piece.rows);
-    const Taper taper = Taper::of(half, piece.cols, kGroup, row_pieces, pool_->size());
+    const ProductPieces pieces = ProductPieces::of(x.rows, half, piece, kGroup, pool_->size());
     const size_t bytes = static_cast<size_t>(2 * piece.rows * piece.cols) * sizeof(float);
     std::atomic<bool> complete{true};
     const auto compute = [&](Range rows, Range cols, size_t worker) {
@@ -119,9 +118,8 @@ Status CpuBackend::project_activated(const Tensor& x, const QuantizedRows& codes
         if (to_codes) quantize_block(activation.out, out, cols.begin, rows);
         return true;
     };
-    BONSAI_TRY(pool_->parallel_for(row_pieces * taper.pieces(), [&](int64_t i, int worker) {
-        if (!compute(piece_range(i % row_pieces, piece.rows, x.rows), taper.range(i / row_pieces),
-                     static_cast<size_t>(worker)))
+    BONSAI_TRY(pool_->parallel_for(pieces.count(), [&](int64_t i, int worker) {
+        if (!compute(pieces.rows(i), pieces.columns(i), static_cast<size_t>(worker)))
             complete = false;
     }));
     return complete ? Status() : no_scratch("linear");

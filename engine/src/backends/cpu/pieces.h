@@ -66,6 +66,33 @@ struct Taper {
     }
 };
 
+// Pieces of a product. Those of the same rows follow each other, so that a worker's next piece
+// often finds its rows in the cache; narrow ones are the last of all.
+struct ProductPieces {
+    int64_t all_rows, piece_rows;
+    Taper cols;
+
+    static ProductPieces of(int64_t rows, int64_t cols, const PieceSize& piece, int64_t narrow,
+                            int workers) {
+        return {rows, piece.rows,
+                Taper::of(cols, piece.cols, narrow, pieces_of(rows, piece.rows), workers)};
+    }
+    int64_t count() const { return row_pieces() * cols.pieces(); }
+    Range rows(int64_t index) const {
+        const int64_t each = index < wides() ? cols.wides : cols.pieces() - cols.wides;
+        return piece_range(within(index) / each, piece_rows, all_rows);
+    }
+    Range columns(int64_t index) const {
+        if (index < wides()) return cols.range(index % cols.wides);
+        return cols.range(cols.wides + within(index) % (cols.pieces() - cols.wides));
+    }
+
+  private:
+    int64_t row_pieces() const { return pieces_of(all_rows, piece_rows); }
+    int64_t wides() const { return row_pieces() * cols.wides; }
+    int64_t within(int64_t index) const { return index < wides() ? index : index - wides(); }
+};
+
 // Pieces of the same rows of several things, such as heads; those of the last things narrow, as
 // above.
 struct TaperedRows {
