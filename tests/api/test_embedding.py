@@ -100,6 +100,22 @@ def test_find_package(installed, tmp_path):
     assert done.returncode == 1 and b"none.gguf" in done.stderr
 
 
+def test_add_subdirectory(tmp_path):
+    """The target has the name of find_package and brings the header; only configured, not built."""
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"""cmake_minimum_required(VERSION 3.20)
+project(embedder LANGUAGES C CXX)
+add_subdirectory({ROOT.as_posix()} bonsai EXCLUDE_FROM_ALL)
+add_executable(generate {(ROOT / "examples" / "generate.c").as_posix()})
+target_link_libraries(generate PRIVATE bonsai::bonsai)
+"""
+    )
+    build = tmp_path / "build"
+    run("cmake", "-S", tmp_path, "-B", build, "-G", "Ninja")
+    commands = run("ninja", "-C", build, "-t", "commands", "generate")
+    assert f"-I{HEADER.parent}" in commands
+
+
 def test_header_is_cplusplus_too(tmp_path):
     source = tmp_path / "main.cpp"
     source.write_text('#include "bonsai.h"\nint main() { return bonsai_generate == nullptr; }\n')
