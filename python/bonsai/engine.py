@@ -11,27 +11,24 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, Callable, Union
+from typing import Any, Callable, Literal, Union, overload
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ._arguments import PRECISIONS, choice, generate_params, integer, listener
 from ._lib import check, encode, ffi, lib, new_struct, text
 from ._progress import Bar
+from ._waiting import interruptible, steps_with_picture
 from .errors import ArgumentError, Cancelled
 from .library import find_model
-from .types import STAGES, ModelInfo, Progress, Step, from_struct
+from .types import STAGES, ModelInfo, Progress, Step, from_struct, picture
 
 _log = logging.getLogger("bonsai")
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 ProgressArgument = Union[bool, Callable[[Progress], Any], None]
-
-
-def _picture(rgb: Any, width: int, height: int) -> Image.Image:
-    return Image.frombytes("RGB", (width, height), bytes(ffi.buffer(rgb, width * height * 3)))
 
 
 @atexit.register
@@ -60,7 +57,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | os.PathLike | None = None,
+        model: str | os.PathLike[str] | None = None,
         device: str = "auto",
         threads: int | None = None,
         precision: str = "fast",
@@ -97,6 +94,45 @@ class Engine:
     def info(self) -> ModelInfo:
         """Sizes, defaults, hash and origin of the model."""
         return self._info
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        width: int | None = ...,
+        height: int | None = ...,
+        steps: int | None = ...,
+        seed: int | None = ...,
+        n: Literal[1] = ...,
+        guidance: float | None = ...,
+        progress: ProgressArgument = ...,
+        callback: Callable[[Step], Any] | None = ...,
+        *,
+        shift: float | None = ...,
+        noise_dtype: str = ...,
+        timestep_dtype: str = ...,
+        preview_every: int = ...,
+    ) -> Image.Image: ...
+
+    # Any: an n that is not known before the program runs may be 1.
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        width: int | None = ...,
+        height: int | None = ...,
+        steps: int | None = ...,
+        seed: int | None = ...,
+        n: int = ...,
+        guidance: float | None = ...,
+        progress: ProgressArgument = ...,
+        callback: Callable[[Step], Any] | None = ...,
+        *,
+        shift: float | None = ...,
+        noise_dtype: str = ...,
+        timestep_dtype: str = ...,
+        preview_every: int = ...,
+    ) -> list[Image.Image] | Any: ...
 
     def generate(
         self,
@@ -168,7 +204,7 @@ class Engine:
         The last step holds the finished picture.
         Leaving the loop early, or closing the iterator, stops the drawing.
         """
-        steps_done: queue.SimpleQueue = queue.SimpleQueue()
+        steps_done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = threading.Event()
         settings = {
             "width": width,
@@ -197,28 +233,12 @@ class Engine:
         worker = threading.Thread(target=work, name="bonsai-stream", daemon=True)
         worker.start()
         try:
-            yield from self._steps(steps_done)
+            yield from steps_with_picture(steps_done)
         finally:
             stop.set()
             worker.join()
 
-    @staticmethod
-    def _steps(done: queue.SimpleQueue) -> Iterator[Step]:
-        """What a stream's thread has put there, until the picture or an error comes."""
-        last: Step | None = None
-        while True:
-            item = done.get()
-            if isinstance(item, BaseException):
-                raise item
-            if isinstance(item, Step) and item.step < item.steps:
-                yield item
-            elif isinstance(item, Step):
-                last = item  # held back until its picture is there
-            elif last is not None:
-                yield Step(**{**vars(last), "image": item, "done": True})
-                return
-
-    def encode_prompt(self, prompt: str) -> np.ndarray:
+    def encode_prompt(self, prompt: str) -> npt.NDArray[np.float32]:
         """What the transformer is conditioned on: float32 [max_tokens, prompt_width].
 
         Padding rows are included.
@@ -230,16 +250,16 @@ class Engine:
             check(lib.bonsai_prompt_encode(ctx, data, ffi.from_buffer("float[]", out), out.size))
 
         with self._use() as ctx:
-            self._interruptible(ctx, call)
+            interruptible(ctx, call)
         return out
 
-    def save_embeds(self, prompt: str, path: str | os.PathLike) -> None:
+    def save_embeds(self, prompt: str, path: str | os.PathLike[str]) -> None:
         """Writes what encode_prompt computes to a file, from which load_embeds takes it."""
         data, file = encode("prompt", prompt), encode("path", path)
         with self._use() as ctx:
-            self._interruptible(ctx, lambda: check(lib.bonsai_embeds_save(ctx, data, file)))
+            interruptible(ctx, lambda: check(lib.bonsai_embeds_save(ctx, data, file)))
 
-    def load_embeds(self, path: str | os.PathLike) -> str:
+    def load_embeds(self, path: str | os.PathLike[str]) -> str:
         """Reads a file of save_embeds, which must be of the same model; returns its prompt.
 
         Pictures of this prompt that are drawn next need no text encoder.
@@ -320,22 +340,6 @@ class Engine:
                 self._users.remove(me)
                 self._idle.notify_all()
 
-    @staticmethod
-    def _interruptible(ctx: Any, call: Callable[[], None]) -> None:
-        """Runs a call that has no callbacks so that Ctrl-C cancels it."""
-        if threading.current_thread() is not threading.main_thread():
-            return call()
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(call)
-            try:
-                wait([future])
-            except BaseException:
-                while not future.done():
-                    lib.bonsai_cancel(ctx)
-                    wait([future], 0.05)
-                raise
-        return future.result()
-
     def _draw(
         self,
         prompt: str,
@@ -362,7 +366,7 @@ class Engine:
             shape = (step.latent_height, step.latent_width, step.latent_channels)
             data = ffi.buffer(step.latents, 4 * shape[0] * shape[1] * shape[2])
             latents = np.frombuffer(data, np.float32).reshape(shape).copy()
-            image = _picture(step.rgb, step.width, step.height) if step.rgb else None
+            image = picture(step.rgb, step.width, step.height) if step.rgb else None
             on_step(Step(step.image, step.step, step.steps, step.sigma, latents, image))
             return 0
 
@@ -387,8 +391,8 @@ class Engine:
     @staticmethod
     def _finish(image: Any) -> Image.Image:
         """A picture of Pillow's own; the library's goes at once."""
-        picture = _picture(image.rgb, image.width, image.height)
+        drawn = picture(image.rgb, image.width, image.height)
         if image.metadata:
-            picture.info["bonsai"] = text(image.metadata)
+            drawn.info["bonsai"] = text(image.metadata)
         lib.bonsai_image_free(ffi.addressof(image))
-        return picture
+        return drawn

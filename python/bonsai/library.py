@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from ._arguments import integer
@@ -26,7 +27,7 @@ _log = logging.getLogger("bonsai")
 __version__: str = text(lib.bonsai_version())
 
 
-def find_model(model: str | os.PathLike | None = None) -> str | os.PathLike:
+def find_model(model: str | os.PathLike[str] | None = None) -> str | os.PathLike[str]:
     """model, else $BONSAI_MODEL, else an installed one, else the demo model (the log says so).
 
     "hub:owner/name" is fetched and converted once, with progress on stderr."""
@@ -45,9 +46,9 @@ def find_model(model: str | os.PathLike | None = None) -> str | os.PathLike:
         )
     if _is_demo(installed[0]):
         _log.warning(
-            "using the small demo model (emoji and shapes); Engine(path) takes another, and "
-            "`bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o MODEL.gguf` makes the "
-            "real one"
+            "using the small demo model (emoji and shapes, 128 to 384 pixels); Engine(path) takes "
+            "another, and `bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o MODEL.gguf` "
+            "makes the real one"
         )
     return installed[0]
 
@@ -97,7 +98,7 @@ def self_test(device: str | None = None, threads: int = 0) -> dict[str, Any]:
     return json.loads(take_text(out[0]))
 
 
-def noise(seed: int, count: int) -> np.ndarray:
+def noise(seed: int, count: int) -> npt.NDArray[np.float32]:
     """float32 standard normals, those of torch.randn with a CPU generator; count is at least 16."""
     out = np.empty(integer("count", count, 16, 2**48), np.float32)
     check(
@@ -110,14 +111,14 @@ def noise(seed: int, count: int) -> np.ndarray:
     return out
 
 
-def describe(path: str | os.PathLike) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a GGUF file holds, ours or not."""
     out = ffi.new("char **")
     check(lib.bonsai_file_describe(encode("path", path), 1, out))
     return json.loads(take_text(out[0]))
 
 
-def verify(path: str | os.PathLike) -> None:
+def verify(path: str | os.PathLike[str]) -> None:
     """Compares all tensors with their hashes; ModelError names the first that differs."""
     raised: list[BaseException] = []
 
@@ -135,7 +136,7 @@ def verify(path: str | os.PathLike) -> None:
     check(status)
 
 
-def read_metadata(path: str | os.PathLike) -> str:
+def read_metadata(path: str | os.PathLike[str]) -> str:
     """The lines "key: value" of a PNG that bonsai drew."""
     out = ffi.new("char **")
     check(lib.bonsai_png_read_metadata(encode("path", path), out))

@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from ._lib import ffi, text
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
 
 STAGES = ("text encoder", "denoise", "vae")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
+    """Engine.info: sizes in bytes, widths and heights in pixels."""
+
     name: str
     variant: str  # "ternary", "binary" or "dense"
     license: str
@@ -41,16 +43,20 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    id: str
+    """One of bonsai.devices(); memory in bytes."""
+
+    id: str  # what Engine(device=...) takes
     name: str
-    features: str
-    threads: int
+    features: str  # instruction set or architecture in use
+    threads: int  # used when none are asked for; 0 on a GPU
     memory_total: int
     memory_free: int
 
 
 @dataclass(frozen=True)
 class Progress:
+    """What a progress function gets, several times a step."""
+
     stage: str  # one of STAGES
     image: int
     images: int
@@ -63,11 +69,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
+    """A finished step: what callback gets and stream() yields."""
+
     image_index: int  # 0 .. n - 1
     step: int  # 1 .. steps
     steps: int
     sigma: float  # noise level reached
-    latents: np.ndarray  # float32 [height / 16, width / 16, channels], a copy
+    latents: npt.NDArray[np.float32]  # float32 [height / 16, width / 16, channels], a copy
     image: Image.Image | None  # a preview; from stream(), the finished picture in the last step
     done: bool = False  # image is the finished picture
 
@@ -83,3 +91,8 @@ def from_struct(cls: type, struct: Any, **given: Any) -> Any:
             value = text(value)
         values[field.name] = bool(value) if field.type == "bool" else value
     return cls(**values)
+
+
+def picture(rgb: Any, width: int, height: int) -> Image.Image:
+    """A picture of Pillow's own from the library's pixels."""
+    return Image.frombytes("RGB", (width, height), bytes(ffi.buffer(rgb, width * height * 3)))

@@ -95,7 +95,7 @@ def test_keyboard_interrupt(model, how):
 def test_interrupted_encoding(shared_engine, monkeypatch):
     """Without callbacks the call runs on a worker thread, which is told to stop and waited for."""
     cancelled = []
-    monkeypatch.setattr("bonsai.engine.wait", interrupt_first(cancelled))
+    monkeypatch.setattr("bonsai._waiting.wait", interrupt_first(cancelled))
     with pytest.raises(KeyboardInterrupt):
         shared_engine.encode_prompt("x")
     monkeypatch.undo()
