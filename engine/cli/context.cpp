@@ -13,9 +13,9 @@ Context::Context(const Options& options, Console& console) {
     const std::string& path = found.path;
     if (found.demo)
         console.note(
-            "using the small demo model (emoji and shapes); -m MODEL.gguf takes another, and "
-            "bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o MODEL.gguf makes the real "
-            "one");
+            "using the small demo model (emoji and shapes, 128 to 384 pixels); -m MODEL.gguf takes "
+            "another, and bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o MODEL.gguf "
+            "makes the real one");
     bonsai_open_params params;
     bonsai_open_params_init(&params);
     params.threads = options.threads.value_or(params.threads);

@@ -127,7 +127,25 @@ std::vector<std::string> option_names() {
     return names;
 }
 
+// What other programs that draw call it.
+struct ForeignName {
+    const char* theirs;
+    const char* ours;
+};
+const ForeignName kForeignNames[] = {
+    {"--batch-count", "--images"},        {"--cfg-scale", "--guidance"},
+    {"--diffusion-model", "--model"},     {"--flow-shift", "--shift"},
+    {"--guidance-scale", "--guidance"},   {"--num-images-per-prompt", "--images"},
+    {"--num-inference-steps", "--steps"},
+};
+
 [[noreturn]] void unknown_option(const std::string& name) {
+    for (const ForeignName& foreign : kForeignNames)
+        if (name == foreign.theirs)
+            usage("unknown option " + name + "; here it is " + foreign.ours +
+                  " (bonsai-cli --help lists them)");
+    if (name == "--negative-prompt")
+        usage("unknown option " + name + "; these models know no negative prompt, leave it out");
     usage("unknown option " + name + did_you_mean(name, option_names()) +
           " (bonsai-cli --help lists them)");
 }
@@ -181,7 +199,10 @@ struct Parser {
             usage("unexpected argument " + argument + ": " + arguments[0] + " takes options only");
         if (scope == kModelFile)
             usage("unexpected argument " + argument + ": " + arguments[0] + " takes one MODEL");
-        const std::string guess = next == 1 ? nearest(argument, {"info", "verify", "doctor"}) : "";
+        const bool general = argument == "help" || argument == "version";
+        const std::string guess = next != 1 ? ""
+                                  : general ? "--" + argument
+                                            : nearest(argument, {"info", "verify", "doctor"});
         usage("unexpected argument " + argument +
               (guess.empty() ? "; the prompt goes behind -p, in quotes: -p \"" + argument + "\""
                              : "; did you mean " + guess + "?"));
@@ -226,7 +247,7 @@ float parse_float(const std::string& name, const std::string& text, float min, f
 
 void parse_size(const std::string& name, const std::string& text, Options& options) {
     const size_t x = text.find_first_of("xX");
-    if (x == std::string::npos)
+    if (x == std::string::npos || x == 0 || x + 1 == text.size())
         usage(name + " " + text + ": expected width and height such as 768x512");
     options.width = parse_count(name + " (width)", text.substr(0, x), 1, kMaxPixels);
     options.height = parse_count(name + " (height)", text.substr(x + 1), 1, kMaxPixels);

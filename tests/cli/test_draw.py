@@ -276,6 +276,8 @@ def test_embeds_refused(cli, arguments, code, words):
 
 def test_embeds_of_another_model(cli, converted):
     cli.draw("-p", "x", "--save-embeds", "x.gguf", "-o", "x.png")
+    result = cli("-p", "x", "-m", "x.gguf")
+    assert result.code == 3 and "--load-embeds takes" in result.err
     result = cli("-m", converted("tiny", weights="binary"), "--load-embeds", "x.gguf")
     assert result.code == 3 and "of another model" in result.err
     result = cli("--load-embeds", cli.model)

@@ -180,6 +180,8 @@ Status read_config(const GgufFile& file, Config* c) {
                     path, id.what.c_str(), id.command.c_str());
     std::string_view architecture;
     BONSAI_TRY(file.get("general.architecture", &architecture));
+    if (architecture == "bonsai-embeds")
+        return fail(ErrorCode::kUnsupported, "%s: %s", path, id.what.c_str());
     if (architecture != "bonsai")
         return fail(ErrorCode::kUnsupported,
                     "%s: architecture %s, expected bonsai: this engine runs files that "

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/sha256.h"
 #include "model/denoising.h"
@@ -114,16 +115,17 @@ Status Pipeline::resolve(Request* r) const {
     const auto fall_back = [](int64_t* value, int64_t fallback) {
         *value = *value > 0 ? *value : fallback;
     };
-    for (const int64_t side : {r->width, r->height}) {
-        if (side < 0 || side > kMaxSide || side % kSizeMultiple != 0)
-            return fail(ErrorCode::kArgument,
-                        "size %lldx%lld: width and height must be multiples of %lld from %lld to "
-                        "%lld (0: the model's %lldx%lld)",
-                        static_cast<long long>(r->width), static_cast<long long>(r->height),
-                        static_cast<long long>(kSizeMultiple),
-                        static_cast<long long>(kSizeMultiple), static_cast<long long>(kMaxSide),
-                        static_cast<long long>(config_.default_width),
-                        static_cast<long long>(config_.default_height));
+    for (const auto& [name, side] :
+         {std::pair("width", r->width), std::pair("height", r->height)}) {
+        if (side >= 0 && side <= kMaxSide && side % kSizeMultiple == 0) continue;
+        const int64_t nearest = std::clamp(
+            (side + kSizeMultiple / 2) / kSizeMultiple * kSizeMultiple, kSizeMultiple, kMaxSide);
+        return fail(
+            ErrorCode::kArgument,
+            "%s %lld: expected one of the multiples of %lld from %lld to %lld; the nearest is %lld",
+            name, static_cast<long long>(side), static_cast<long long>(kSizeMultiple),
+            static_cast<long long>(kSizeMultiple), static_cast<long long>(kMaxSide),
+            static_cast<long long>(nearest));
     }
     fall_back(&r->width, config_.default_width / kSizeMultiple * kSizeMultiple);
     fall_back(&r->height, config_.default_height / kSizeMultiple * kSizeMultiple);
