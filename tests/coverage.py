@@ -27,6 +27,7 @@ SOURCES = REPOSITORY / "engine" / "src"
 READERS = [
     "core/describe.cpp",
     "core/gguf.cpp",
+    "core/gguf_values.cpp",
     "core/identify.cpp",
     "core/mapped_file.cpp",
     "core/png.cpp",

@@ -2,7 +2,6 @@
 #include "core/gguf.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "core/planted.h"
@@ -18,34 +17,11 @@ constexpr uint64_t kFirstRead = 1 << 16; // does for a model without a vocabular
 constexpr uint64_t kMaxKeys = 1 << 16;
 constexpr uint64_t kMaxTensors = 1 << 16;
 constexpr uint64_t kMaxNameLength = 65535; // of keys and tensors
-constexpr uint64_t kMaxDim = uint64_t(1)
-                             << 40; // a product of four is then checked without overflow
+// Of one dimension and of all elements: a product of four is then checked without overflow.
+constexpr uint64_t kMaxDim = uint64_t(1) << 40;
 constexpr uint64_t kMaxAlignment = 1 << 16;
 
 constexpr uint32_t kQ2Id = 42, kPq2Id = 142; // see settle_type_42
-
-struct TypeName {
-    uint32_t id;
-    const char* name;
-    uint32_t block;
-    uint32_t bytes;
-};
-const TypeName kTensorTypes[] = {
-    {0, "F32", 1, 4},       {1, "F16", 1, 2},        {2, "Q4_0", 32, 18},
-    {3, "Q4_1", 32, 20},    {6, "Q5_0", 32, 22},     {7, "Q5_1", 32, 24},
-    {8, "Q8_0", 32, 34},    {10, "Q2_K", 256, 84},   {11, "Q3_K", 256, 110},
-    {12, "Q4_K", 256, 144}, {13, "Q5_K", 256, 176},  {14, "Q6_K", 256, 210},
-    {24, "I8", 1, 1},       {25, "I16", 1, 2},       {26, "I32", 1, 4},
-    {27, "I64", 1, 8},      {28, "F64", 1, 8},       {30, "BF16", 1, 2},
-    {34, "TQ1_0", 256, 54}, {35, "TQ2_0", 256, 66},  {41, "Q1_0", 128, 18},
-    {42, "Q2_0", 64, 18},   {142, "PQ2_0", 128, 34}, {143, "PTQ1_0", 128, 28},
-};
-
-// Bytes of one value of a fixed-size type; 0 for strings, arrays and unknown types.
-uint64_t value_bytes(uint32_t type) {
-    static const uint8_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-    return type < sizeof bytes ? bytes[type] : 0;
-}
 
 } // namespace
 
@@ -130,7 +106,7 @@ Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* valu
         return fail(ErrorCode::kFormat, "%s is an array of arrays, which no model needs",
                     where.c_str());
     const bool is_string = type == static_cast<uint32_t>(GgufType::kString);
-    if (!is_string && value_bytes(type) == 0)
+    if (!is_string && gguf_value_bytes(type) == 0)
         return fail(
             ErrorCode::kFormat,
             "%s has value type %u, which this engine does not read (known: 0 to 8 and 10 to 12)",
@@ -141,7 +117,7 @@ Status parse_value(GgufCursor& cursor, const std::string& where, GgufValue* valu
         if (value->count > UINT64_MAX / 8)
             return fail(ErrorCode::kFormat, "%s claims %llu elements", where.c_str(),
                         static_cast<unsigned long long>(value->count));
-        return cursor.skip("value", value->count * value_bytes(type));
+        return cursor.skip("value", value->count * gguf_value_bytes(type));
     }
     std::string_view ignored;
     for (uint64_t i = 0; i < value->count; ++i)
@@ -183,10 +159,8 @@ Status parse_tensor(GgufCursor& cursor, const std::string& path, GgufTensor* ten
     return Status();
 }
 
-} // namespace
-
 // What came instead of a GGUF file, if that can be told.
-static const char* what_else(const std::vector<uint8_t>& header) {
+const char* what_else(const std::vector<uint8_t>& header) {
     const std::string_view text(reinterpret_cast<const char*>(header.data()), header.size());
     const size_t first = text.find_first_not_of(" \t\r\n");
     if (first != std::string_view::npos && text[first] == '<')
@@ -194,24 +168,7 @@ static const char* what_else(const std::vector<uint8_t>& header) {
     return text.substr(0, 8) == "version " ? " but a git-lfs pointer (run git lfs pull)" : "";
 }
 
-const char* gguf_type_name(GgufType type) {
-    static const char* const names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
-                                        "bool", "string", "array", "u64", "i64", "f64"};
-    const auto i = static_cast<uint32_t>(type);
-    return i < sizeof names / sizeof *names ? names[i] : "unknown";
-}
-
-bool gguf_tensor_type(uint32_t id, const char** name, uint32_t* block, uint32_t* bytes) {
-    for (const TypeName& t : kTensorTypes) {
-        if (t.id == id) {
-            *name = t.name;
-            *block = t.block;
-            *bytes = t.bytes;
-            return true;
-        }
-    }
-    return false;
-}
+} // namespace
 
 Status GgufFile::open(const std::string& path, std::unique_ptr<GgufFile>* out) {
     std::unique_ptr<MappedFile> file;
@@ -363,155 +320,6 @@ Status GgufFile::place_tensors(uint64_t header_end) {
 const GgufTensor* GgufFile::find(std::string_view name) const {
     const auto it = tensor_index_.find(name);
     return it == tensor_index_.end() ? nullptr : &tensors_[it->second];
-}
-
-Status GgufFile::find_value(std::string_view key, const GgufValue** out) const {
-    const auto it = key_index_.find(key);
-    if (it == key_index_.end())
-        return fail(ErrorCode::kFormat,
-                    "%s: the key %.*s is missing; convert the checkpoint again with this version's "
-                    "bonsai-convert",
-                    file_->path().c_str(), static_cast<int>(key.size()), key.data());
-    *out = &keys_[it->second].second;
-    return Status();
-}
-
-Status GgufFile::type_error(std::string_view key, const char* expected,
-                            const GgufValue& found) const {
-    return fail(ErrorCode::kFormat, "%s: key %.*s should be %s, but is %s%s", file_->path().c_str(),
-                static_cast<int>(key.size()), key.data(), expected,
-                found.is_array ? "an array of " : "", gguf_type_name(found.type));
-}
-
-namespace {
-
-template <typename T> T load(const uint8_t* at) {
-    T value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-}
-
-bool is_integer(GgufType type) {
-    return type != GgufType::kF32 && type != GgufType::kF64 && type != GgufType::kBool &&
-           type != GgufType::kString;
-}
-
-// False: not an integer, or too large for int64.
-bool load_integer(GgufType type, const uint8_t* at, int64_t* out) {
-    switch (type) {
-    case GgufType::kU8:
-        *out = load<uint8_t>(at);
-        return true;
-    case GgufType::kI8:
-        *out = load<int8_t>(at);
-        return true;
-    case GgufType::kU16:
-        *out = load<uint16_t>(at);
-        return true;
-    case GgufType::kI16:
-        *out = load<int16_t>(at);
-        return true;
-    case GgufType::kU32:
-        *out = load<uint32_t>(at);
-        return true;
-    case GgufType::kI32:
-        *out = load<int32_t>(at);
-        return true;
-    case GgufType::kI64:
-        *out = load<int64_t>(at);
-        return true;
-    case GgufType::kU64: {
-        const uint64_t value = load<uint64_t>(at);
-        *out = static_cast<int64_t>(value);
-        return value <= static_cast<uint64_t>(INT64_MAX);
-    }
-    default:
-        return false;
-    }
-}
-
-} // namespace
-
-Status GgufFile::get(std::string_view key, int64_t* out) const {
-    const GgufValue* value = nullptr;
-    BONSAI_TRY(find_value(key, &value));
-    if (value->is_array || !is_integer(value->type)) return type_error(key, "an integer", *value);
-    if (!load_integer(value->type, value->data, out))
-        return fail(ErrorCode::kFormat, "%s: key %.*s is above 2^63 - 1", file_->path().c_str(),
-                    static_cast<int>(key.size()), key.data());
-    return Status();
-}
-
-Status GgufFile::get(std::string_view key, double* out) const {
-    const GgufValue* value = nullptr;
-    BONSAI_TRY(find_value(key, &value));
-    if (value->is_array || (value->type != GgufType::kF32 && value->type != GgufType::kF64))
-        return type_error(key, "a float", *value);
-    *out = value->type == GgufType::kF32 ? load<float>(value->data) : load<double>(value->data);
-    if (!std::isfinite(*out))
-        return fail(ErrorCode::kFormat, "%s: key %.*s is not a finite number",
-                    file_->path().c_str(), static_cast<int>(key.size()), key.data());
-    return Status();
-}
-
-Status GgufFile::get(std::string_view key, bool* out) const {
-    const GgufValue* value = nullptr;
-    BONSAI_TRY(find_value(key, &value));
-    if (value->is_array || value->type != GgufType::kBool) return type_error(key, "a bool", *value);
-    *out = *value->data != 0;
-    return Status();
-}
-
-Status GgufFile::get(std::string_view key, std::string_view* out) const {
-    const GgufValue* value = nullptr;
-    BONSAI_TRY(find_value(key, &value));
-    if (value->is_array || value->type != GgufType::kString)
-        return type_error(key, "a string", *value);
-    *out = std::string_view(reinterpret_cast<const char*>(value->data + 8),
-                            static_cast<size_t>(load<uint64_t>(value->data)));
-    return Status();
-}
-
-// An array of at most `most` elements.
-Status GgufFile::find_array(std::string_view key, uint64_t most, const GgufValue** out) const {
-    BONSAI_TRY(find_value(key, out));
-    if (!(*out)->is_array || (*out)->count <= most) return Status();
-    return fail(ErrorCode::kFormat, "%s: key %.*s has %llu entries, expected at most %llu",
-                file_->path().c_str(), static_cast<int>(key.size()), key.data(),
-                static_cast<unsigned long long>((*out)->count),
-                static_cast<unsigned long long>(most));
-}
-
-Status GgufFile::get(std::string_view key, std::vector<int64_t>* out, uint64_t most) const {
-    const GgufValue* value = nullptr;
-    BONSAI_TRY(find_array(key, most, &value));
-    const uint64_t bytes = value_bytes(static_cast<uint32_t>(value->type));
-    if (!value->is_array || !is_integer(value->type))
-        return type_error(key, "an array of integers", *value);
-    out->resize(static_cast<size_t>(value->count));
-    for (uint64_t i = 0; i < value->count; ++i) {
-        if (!load_integer(value->type, value->data + i * bytes, &(*out)[static_cast<size_t>(i)]))
-            return fail(ErrorCode::kFormat, "%s: key %.*s holds a number above 2^63 - 1",
-                        file_->path().c_str(), static_cast<int>(key.size()), key.data());
-    }
-    return Status();
-}
-
-Status GgufFile::get(std::string_view key, std::vector<std::string_view>* out,
-                     uint64_t most) const {
-    const GgufValue* value = nullptr;
-    BONSAI_TRY(find_array(key, most, &value));
-    if (!value->is_array || value->type != GgufType::kString)
-        return type_error(key, "an array of strings", *value);
-    out->clear();
-    out->reserve(static_cast<size_t>(value->count));
-    const uint8_t* at = value->data;
-    for (uint64_t i = 0; i < value->count; ++i) { // lengths within the header: parsed before
-        const auto length = static_cast<size_t>(load<uint64_t>(at));
-        out->emplace_back(reinterpret_cast<const char*>(at + 8), length);
-        at += 8 + length;
-    }
-    return Status();
 }
 
 } // namespace bonsai

@@ -101,6 +101,7 @@ class GgufFile {
     Status place_tensors(uint64_t header_end);
     Status find_value(std::string_view key, const GgufValue** out) const;
     Status find_array(std::string_view key, uint64_t most, const GgufValue** out) const;
+    Status value_error(std::string_view key, const std::string& what) const;
     Status type_error(std::string_view key, const char* expected, const GgufValue& found) const;
 
     std::unique_ptr<MappedFile> file_;
@@ -113,6 +114,8 @@ class GgufFile {
 };
 
 const char* gguf_type_name(GgufType type);
+// Bytes of one value of a fixed size; 0 for strings, arrays and unknown types.
+uint64_t gguf_value_bytes(uint32_t type);
 
 // Name, block and bytes of any published tensor type, also those that this engine does not run;
 // false when unknown.
