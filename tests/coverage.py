@@ -30,7 +30,7 @@ READERS = [
     "core/gguf_values.cpp",
     "core/identify.cpp",
     "core/mapped_file.cpp",
-    "core/png.cpp",
+    "core/png_metadata.cpp",
     "core/utf8.cpp",
     "model/added_tokens.cpp",
     "model/bpe.cpp",

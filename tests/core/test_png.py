@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [f"engine/src/core/{name}.cpp" for name in ("png", "file_output", "status", "utf8")]
+SOURCES = [
+    f"engine/src/core/{name}.cpp" for name in ("png_encode", "file_output", "status", "utf8")
+]
 
 # Reads raw RGB from stdin, writes a PNG: width height output.
 MAIN = """

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Format: signature, then chunks of [length u32 BE][type][data][CRC-32 of type and data]; picture
-// rows are filtered, then zlib (RFC 1950), spread over IDAT chunks. See the PNG specification,
-// third edition, sections 5, 9 and 11.
-#include "core/png.h"
-
-#include <array>
+// The metadata of a picture: its lines, and how they are found again in the text chunks of a PNG.
+// See the PNG specification, third edition, section 11.3.3.
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #if defined(_WIN32)
 #include <filesystem>
 #endif
 
 #include "core/planted.h"
+#include "core/png.h"
+#include "core/png_format.h"
 #include "core/utf8.h"
 
 #ifdef BONSAI_HAVE_ZLIB
@@ -23,118 +20,7 @@
 namespace bonsai {
 namespace {
 
-constexpr uint8_t kSignature[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
-constexpr int kChannels = 3;
-// Keeps the stored form of the largest picture below the 2^31 - 1 bytes a chunk may have.
-constexpr uint64_t kMaxRawBytes = 0x7f000000;
-// What read_png_metadata takes, less room for the keyword.
-constexpr uint32_t kMaxMetadata = kPngTextLimit - 1024;
-
-void append_u32(std::vector<uint8_t>* out, uint32_t value) {
-    for (int shift = 24; shift >= 0; shift -= 8)
-        out->push_back(static_cast<uint8_t>(value >> shift));
-}
-
-const std::array<uint32_t, 256>& crc_table() {
-    static const std::array<uint32_t, 256> table = [] {
-        std::array<uint32_t, 256> t{};
-        for (uint32_t n = 0; n < 256; ++n) {
-            uint32_t c = n;
-            for (int bit = 0; bit < 8; ++bit)
-                c = (c & 1) != 0 ? 0xedb88320u ^ (c >> 1) : c >> 1;
-            t[n] = c;
-        }
-        return t;
-    }();
-    return table;
-}
-
-uint32_t crc32_of(const uint8_t* data, size_t size) {
-    const auto& table = crc_table();
-    uint32_t c = 0xffffffffu;
-    for (size_t i = 0; i < size; ++i)
-        c = table[(c ^ data[i]) & 0xff] ^ (c >> 8);
-    return c ^ 0xffffffffu;
-}
-
-void append_chunk(std::vector<uint8_t>* png, const char* type, const uint8_t* data, size_t size) {
-    append_u32(png, static_cast<uint32_t>(size));
-    const size_t start = png->size();
-    png->insert(png->end(), type, type + 4);
-    png->insert(png->end(), data, data + size);
-    append_u32(png, crc32_of(png->data() + start, size + 4));
-}
-
 #ifdef BONSAI_HAVE_ZLIB
-
-int paeth(int a, int b, int c) {
-    const int pa = std::abs(b - c), pb = std::abs(a - c), pc = std::abs(a + b - 2 * c);
-    if (pa <= pb && pa <= pc) return a;
-    return pb <= pc ? b : c;
-}
-
-// Filters one row into out and returns the sum of absolute differences, the measure that
-// section 12.7 of the specification suggests for choosing. `above` is null in the first row.
-uint64_t filter_row(int filter, const uint8_t* row, const uint8_t* above, size_t size,
-                    uint8_t* out) {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < size; ++i) {
-        const int a = i >= kChannels ? row[i - kChannels] : 0;
-        const int b = above != nullptr ? above[i] : 0;
-        const int c = above != nullptr && i >= kChannels ? above[i - kChannels] : 0;
-        int guess = 0;
-        switch (filter) {
-        case 1:
-            guess = a;
-            break;
-        case 2:
-            guess = b;
-            break;
-        case 3:
-            guess = (a + b) / 2;
-            break;
-        case 4:
-            guess = paeth(a, b, c);
-            break;
-        default:
-            break;
-        }
-        out[i] = static_cast<uint8_t>(row[i] - guess);
-        sum += static_cast<uint64_t>(std::abs(static_cast<int8_t>(out[i])));
-    }
-    return sum;
-}
-
-// Each row with the filter that leaves the least, behind its filter byte.
-std::vector<uint8_t> filter_rows(const uint8_t* rgb, size_t row_size, size_t rows) {
-    std::vector<uint8_t> out(rows * (row_size + 1));
-    std::vector<uint8_t> candidate(row_size);
-    for (size_t y = 0; y < rows; ++y) {
-        const uint8_t* row = rgb + y * row_size;
-        const uint8_t* above = y > 0 ? row - row_size : nullptr;
-        uint8_t* target = out.data() + y * (row_size + 1);
-        uint64_t best = UINT64_MAX;
-        for (int filter = 0; filter < 5; ++filter) {
-            const uint64_t sum = filter_row(filter, row, above, row_size, candidate.data());
-            if (sum >= best) continue;
-            best = sum;
-            target[0] = static_cast<uint8_t>(filter);
-            std::memcpy(target + 1, candidate.data(), row_size);
-        }
-    }
-    return out;
-}
-
-Status compress_rows(const uint8_t* rgb, size_t row_size, size_t rows, std::vector<uint8_t>* out) {
-    const std::vector<uint8_t> raw = filter_rows(rgb, row_size, rows);
-    uLongf size = compressBound(static_cast<uLong>(raw.size()));
-    out->resize(size);
-    const int rc = compress2(out->data(), &size, raw.data(), static_cast<uLong>(raw.size()), 6);
-    if (rc != Z_OK)
-        return fail(ErrorCode::kMemory, "cannot compress the picture: zlib error %d", rc);
-    out->resize(size);
-    return Status();
-}
 
 // The text of a compressed chunk, at most kPngTextLimit bytes.
 Status inflate_text(const uint8_t* data, size_t size, std::string* text) {
@@ -149,36 +35,6 @@ Status inflate_text(const uint8_t* data, size_t size, std::string* text) {
 }
 
 #else
-
-// zlib format with stored blocks only. Unfiltered, as nothing is gained from a filter.
-Status compress_rows(const uint8_t* rgb, size_t row_size, size_t rows, std::vector<uint8_t>* out) {
-    constexpr size_t kBlock = 65535;
-    const size_t total = rows * (row_size + 1);
-    out->reserve(total + total / kBlock * 5 + 16);
-    out->assign({0x78, 0x01});
-    uint32_t low = 1, high = 0; // Adler-32
-    size_t done = 0;
-    const auto put = [&](uint8_t byte) {
-        if (done % kBlock == 0) {
-            const size_t length = total - done < kBlock ? total - done : kBlock;
-            out->push_back(done + length == total ? 1 : 0);
-            for (const size_t value : {length, ~length})
-                for (int shift = 0; shift < 16; shift += 8)
-                    out->push_back(static_cast<uint8_t>(value >> shift));
-        }
-        out->push_back(byte);
-        low = (low + byte) % 65521;
-        high = (high + low) % 65521;
-        ++done;
-    };
-    for (size_t y = 0; y < rows; ++y) {
-        put(0);
-        for (size_t i = 0; i < row_size; ++i)
-            put(rgb[y * row_size + i]);
-    }
-    append_u32(out, high << 16 | low);
-    return Status();
-}
 
 Status inflate_text(const uint8_t*, size_t, std::string*) {
     return fail(ErrorCode::kUnsupported, "compressed, and this build has no zlib");
@@ -241,62 +97,6 @@ Status text_of_chunk(const std::string& type, const uint8_t* data, size_t size, 
     return Status();
 }
 
-} // namespace
-
-std::string metadata_line(const std::string& key, const std::string& value) {
-    std::string line = key + ": ";
-    for (const char c : value) {
-        if (c == '\\')
-            line += "\\\\";
-        else if (c == '\n')
-            line += "\\n";
-        else if (c == '\r')
-            line += "\\r";
-        else
-            line.push_back(c);
-    }
-    line.push_back('\n');
-    return line;
-}
-
-Status encode_png(const uint8_t* rgb, int32_t width, int32_t height, const std::string& metadata,
-                  std::vector<uint8_t>* png) {
-    if (rgb == nullptr || width < 1 || height < 1)
-        return fail(ErrorCode::kArgument, "no picture to write: %d x %d pixels", width, height);
-    const uint64_t row_size = static_cast<uint64_t>(width) * kChannels;
-    if ((row_size + 1) > kMaxRawBytes / static_cast<uint64_t>(height))
-        return fail(ErrorCode::kUnsupported, "%d x %d pixels do not fit into a PNG of one chunk",
-                    width, height);
-    if (metadata.size() > kMaxMetadata)
-        return fail(ErrorCode::kArgument, "metadata of %zu bytes; at most %u are kept in a PNG",
-                    metadata.size(), kMaxMetadata);
-
-    std::vector<uint8_t> rows;
-    BONSAI_TRY(compress_rows(rgb, row_size, static_cast<size_t>(height), &rows));
-
-    png->clear();
-    png->reserve(rows.size() + metadata.size() + 128);
-    png->insert(png->end(), kSignature, kSignature + 8);
-    std::vector<uint8_t> header;
-    append_u32(&header, static_cast<uint32_t>(width));
-    append_u32(&header, static_cast<uint32_t>(height));
-    header.insert(header.end(),
-                  {8, 2, 0, 0, 0}); // 8 bits, RGB, deflate, adaptive filters, no interlace
-    append_chunk(png, "IHDR", header.data(), header.size());
-    if (!metadata.empty()) {
-        std::vector<uint8_t> text(kPngKeyword, kPngKeyword + sizeof(kPngKeyword));
-        text.insert(text.end(),
-                    {0, 0, 0, 0}); // not compressed, method, empty language and translation
-        text.insert(text.end(), metadata.begin(), metadata.end());
-        append_chunk(png, "iTXt", text.data(), text.size());
-    }
-    append_chunk(png, "IDAT", rows.data(), rows.size());
-    append_chunk(png, "IEND", nullptr, 0);
-    return Status();
-}
-
-namespace {
-
 // Reads chunks of one file in order.
 class ChunkReader {
   public:
@@ -313,7 +113,7 @@ class ChunkReader {
                         path_.c_str(), std::strerror(errno));
         uint8_t signature[8];
         if (!read(signature, sizeof(signature)) ||
-            std::memcmp(signature, kSignature, sizeof(signature)) != 0)
+            std::memcmp(signature, kPngSignature, sizeof(signature)) != 0)
             return fail(ErrorCode::kFormat, "%s is not a PNG file", path_.c_str());
         return Status();
     }
@@ -350,7 +150,7 @@ class ChunkReader {
         uint8_t crc[4];
         if (!read(data->data() + 4, length) || !read(crc, sizeof(crc)))
             return fail(ErrorCode::kFormat, "%s ends inside a chunk: it is cut off", path_.c_str());
-        if (read_u32(crc) != crc32_of(data->data(), data->size()))
+        if (read_u32(crc) != png_crc32(data->data(), data->size()))
             return fail(ErrorCode::kFormat, "%s is damaged: wrong checksum in chunk %s",
                         path_.c_str(), type.c_str());
         return Status();
@@ -386,6 +186,22 @@ bool is_text_chunk(const std::string& type) {
 }
 
 } // namespace
+
+std::string metadata_line(const std::string& key, const std::string& value) {
+    std::string line = key + ": ";
+    for (const char c : value) {
+        if (c == '\\')
+            line += "\\\\";
+        else if (c == '\n')
+            line += "\\n";
+        else if (c == '\r')
+            line += "\\r";
+        else
+            line.push_back(c);
+    }
+    line.push_back('\n');
+    return line;
+}
 
 Status read_png_metadata(const std::string& path, std::string* metadata) {
     metadata->clear();
