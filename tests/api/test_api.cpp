@@ -1,63 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C API as callers meet it: defaults, wrong arguments, callbacks, threads, and the promise that
 // a picture depends on nothing but the request.
-#include "bonsai.h"
-
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
 
-#ifdef __linux__
-#include <sys/resource.h>
-#endif
+#include "api/api_test.h"
 
-#include "support/tiny_model.h"
-#include "test.h"
-
-static const std::string& model_path() {
-    static const test::TempFile file(test::TinyModel().file().bytes());
-    return file.path();
-}
-
-struct Context {
-    bonsai_context* ctx = nullptr;
-    explicit Context(int threads = 2, int precision = BONSAI_PRECISION_FAST,
-                     uint64_t max_memory = 0) {
-        bonsai_open_params params;
-        bonsai_open_params_init(&params);
-        params.threads = threads;
-        params.precision = precision;
-        params.max_memory = max_memory;
-        if (bonsai_open(model_path().c_str(), &params, &ctx) != BONSAI_OK)
-            test::failed(__FILE__, __LINE__, bonsai_last_error());
-    }
-    ~Context() { bonsai_close(ctx); }
-};
-
-static bonsai_generate_params request(const char* prompt, uint64_t seed) {
-    bonsai_generate_params params;
-    bonsai_generate_params_init(&params);
-    params.prompt = prompt;
-    params.seed = seed;
-    return params;
-}
-
-static std::string draw(bonsai_context* ctx, const bonsai_generate_params& params) {
-    bonsai_image image;
-    if (bonsai_generate(ctx, &params, &image) != BONSAI_OK) {
-        test::failed(__FILE__, __LINE__, bonsai_last_error());
-        return "";
-    }
-    const std::string rgb(reinterpret_cast<char*>(image.rgb),
-                          static_cast<size_t>(image.width) * image.height * 3);
-    bonsai_image_free(&image);
-    return rgb;
-}
-
-static bool last_error_says(const char* text) {
-    return std::strstr(bonsai_last_error(), text) != nullptr;
-}
+using namespace api_test;
 
 TEST(draws_with_the_files_defaults) {
     const Context c;
@@ -68,7 +18,7 @@ TEST(draws_with_the_files_defaults) {
     CHECK(image.stats.prompt_tokens == 8 && !image.stats.prompt_truncated);
     CHECK(std::strstr(image.metadata, "prompt: a tree\nseed: 3\nsize: 32x32\nsteps: 2\n") ==
           image.metadata);
-    const std::string rgb(reinterpret_cast<char*>(image.rgb), 32 * 32 * 3);
+    const std::string rgb = pixels(image);
     CHECK(rgb != std::string(rgb.size(), rgb[0]));
     bonsai_image_free(&image);
     CHECK(image.rgb == nullptr);
@@ -114,8 +64,7 @@ TEST(several_images_are_the_single_ones) {
     CHECK(bonsai_generate(c.ctx, &params, images) == BONSAI_OK);
     for (uint64_t i = 0; i < 3; ++i) {
         CHECK(images[i].seed == 10 + i);
-        CHECK(std::memcmp(images[i].rgb, draw(c.ctx, request("three", 10 + i)).data(),
-                          32 * 32 * 3) == 0);
+        CHECK(pixels(images[i]) == draw(c.ctx, request("three", 10 + i)));
         bonsai_image_free(&images[i]);
     }
 }
@@ -187,71 +136,6 @@ TEST(whatever_is_drawn_can_be_saved) {
     const bonsai_generate_params refused = request(longer.c_str(), 0);
     CHECK(bonsai_generate(c.ctx, &refused, &image) == BONSAI_ERR_ARGUMENT &&
           last_error_says("at most"));
-}
-
-#ifdef __linux__
-TEST(a_plan_costs_no_memory) {
-    const Context c;
-    rusage before, after;
-    getrusage(RUSAGE_SELF, &before);
-    bonsai_memory_plan plan;
-    plan.struct_size = sizeof plan;
-    CHECK(bonsai_plan_memory(c.ctx, 16384, 16384, &plan) == BONSAI_OK);
-    getrusage(RUSAGE_SELF, &after);
-    CHECK(plan.transformer_activations > uint64_t(1) << 30);
-    CHECK(after.ru_maxrss - before.ru_maxrss < 50000); // kilobytes
-}
-#endif
-
-TEST(a_limit_below_need_is_an_error_and_a_low_one_makes_strips) {
-    const Context tight(2, BONSAI_PRECISION_FAST, 100000);
-    bonsai_image image;
-    bonsai_generate_params params = request("x", 0);
-    CHECK(bonsai_generate(tight.ctx, &params, &image) == BONSAI_ERR_MEMORY &&
-          last_error_says("limit"));
-    params.width = params.height = 512;
-    params.steps = 1;
-    bonsai_memory_plan plan;
-    plan.struct_size = sizeof plan;
-    const Context roomy;
-    CHECK(bonsai_plan_memory(roomy.ctx, 512, 512, &plan) == BONSAI_OK && plan.fits &&
-          !plan.vae_tiled);
-    const Context limited(2, BONSAI_PRECISION_FAST, plan.vae_weights + plan.vae_activations - 1);
-    CHECK(bonsai_generate(limited.ctx, &params, &image) == BONSAI_OK);
-    CHECK(image.stats.vae_tiled == 1);
-    const std::string strips(reinterpret_cast<const char*>(image.rgb), size_t{512} * 512 * 3);
-    bonsai_image_free(&image);
-    CHECK(bonsai_plan_memory(limited.ctx, 512, 512, &plan) == BONSAI_OK && plan.fits &&
-          plan.vae_tiled && plan.vae_weights + plan.vae_activations <= plan.limit);
-    CHECK(strips == draw(roomy.ctx, params));
-}
-
-// Weights that go back block by block are the same weights: only memory and time may differ.
-TEST(a_tight_limit_streams_the_weights) {
-    const Context roomy;
-    bonsai_memory_plan whole, tight;
-    whole.struct_size = tight.struct_size = sizeof whole;
-    CHECK(bonsai_plan_memory(roomy.ctx, 16, 16, &whole) == BONSAI_OK && whole.fits);
-    const uint64_t limit = whole.transformer_weights + whole.transformer_activations - 1;
-    const Context limited(2, BONSAI_PRECISION_FAST, limit);
-    CHECK(bonsai_plan_memory(limited.ctx, 16, 16, &tight) == BONSAI_OK);
-    CHECK(tight.fits && tight.peak <= limit && !tight.vae_tiled);
-    CHECK(tight.transformer_weights < whole.transformer_weights);
-    bonsai_generate_params params = request("x", 7);
-    params.width = params.height = 16;
-    CHECK(draw(limited.ctx, params) == draw(roomy.ctx, params));
-
-    const Context narrow(2, BONSAI_PRECISION_FAST,
-                         whole.text_encoder_weights + whole.text_encoder_activations - 1);
-    CHECK(bonsai_plan_memory(narrow.ctx, 16, 16, &tight) == BONSAI_OK);
-    CHECK(tight.text_encoder_weights < whole.text_encoder_weights);
-    bonsai_model_info info;
-    info.struct_size = sizeof info;
-    CHECK(bonsai_model_get_info(roomy.ctx, &info) == BONSAI_OK);
-    std::vector<float> a(static_cast<size_t>(info.max_tokens) * info.prompt_width), b(a.size());
-    CHECK(bonsai_prompt_encode(roomy.ctx, "x", a.data(), a.size()) == BONSAI_OK);
-    CHECK(bonsai_prompt_encode(narrow.ctx, "x", b.data(), b.size()) == BONSAI_OK);
-    CHECK(a == b);
 }
 
 TEST(callbacks_see_progress_and_can_stop) {
@@ -345,115 +229,9 @@ TEST(prompts_are_tokenised_and_encoded) {
     int32_t ids[8] = {0}, count = 0;
     CHECK(bonsai_prompt_tokenize(c.ctx, "ab", ids, 8, &count) == BONSAI_OK);
     CHECK(count == 4 && ids[0] == 257 && ids[1] == 'a' && ids[2] == 'b' && ids[3] == 258);
-    bonsai_model_info info;
-    info.struct_size = sizeof info;
-    CHECK(bonsai_model_get_info(c.ctx, &info) == BONSAI_OK);
+    const bonsai_model_info info = c.info();
     std::vector<float> rows(static_cast<size_t>(info.max_tokens) * info.prompt_width);
     CHECK(bonsai_prompt_encode(c.ctx, "ab", rows.data(), rows.size()) == BONSAI_OK);
     CHECK(bonsai_prompt_encode(c.ctx, "ab", rows.data(), 7) == BONSAI_ERR_ARGUMENT);
     CHECK(std::string(info.hash).size() == 64 && std::string(info.variant) == "ternary");
-}
-
-TEST(missing_extra_and_misshaped_tensors_are_named) {
-    const auto opens = [](const std::string& bytes) {
-        const test::TempFile file(bytes);
-        bonsai_context* ctx = nullptr;
-        const bonsai_status status = bonsai_open(file.path().c_str(), nullptr, &ctx);
-        bonsai_close(ctx);
-        return status;
-    };
-    const char* left_out = "dit.transformer_blocks.0.attn.to_k.weight";
-    CHECK(
-        opens(
-            test::TinyModel([&](const std::string& n) { return n != left_out; }).file().bytes()) ==
-        BONSAI_ERR_FORMAT);
-    CHECK(last_error_says(left_out) && last_error_says("missing"));
-    CHECK(opens(test::TinyModel().file().tensor("dit.surplus.weight", 0, {1}, "abcd").bytes()) ==
-          BONSAI_ERR_FORMAT);
-    CHECK(last_error_says("dit.surplus.weight"));
-    for (const char* stray : {"vae.stray.weight", "unet.weight"}) {
-        CHECK(opens(test::TinyModel().file().tensor(stray, 0, {1}, "abcd").bytes()) ==
-              BONSAI_ERR_FORMAT);
-        CHECK(last_error_says(stray));
-    }
-    CHECK(opens(test::TinyModel().file().tensor("vae.encoder.x", 0, {1}, "abcd").bytes()) ==
-          BONSAI_OK);
-    test::TinyModel misshaped([&](const std::string& n) { return n != left_out; });
-    misshaped.file().tensor(left_out, 0, {128, 2}, std::string(1024, '\0'));
-    CHECK(opens(misshaped.file().bytes()) == BONSAI_ERR_FORMAT &&
-          last_error_says("is 2 x 128, expected 128 x 128"));
-    test::TinyModel foreign([&](const std::string& n) { return n != left_out; });
-    foreign.file().tensor(left_out, 35, {256, 64}, std::string(66 * 64, '\0'));
-    CHECK(opens(foreign.file().bytes()) == BONSAI_ERR_UNSUPPORTED && last_error_says("TQ2_0"));
-}
-
-// The file with another 32-bit value for a key.
-template <typename T> static std::string patched(const char* key, T value) {
-    std::string bytes = test::TinyModel().file().bytes();
-    const size_t at = bytes.find(key) + std::strlen(key) + 4; // behind the type
-    std::memcpy(&bytes[at], &value, 4);
-    return bytes;
-}
-
-TEST(impossible_values_are_refused_when_opened) {
-    const struct {
-        std::string bytes;
-        const char* message;
-    } cases[] = {
-        {patched("bonsai.vae.latent_channels", 1u), "latent_channels is 1, expected 4"},
-        {patched("bonsai.default.width", 65536u), "width is 65536, expected 16 to 16384"},
-        {patched("bonsai.te.norm_eps", 0.0f), "cannot be computed: rms_norm: eps 0"},
-        {patched("bonsai.te.max_tokens", 0u), "max_tokens is 0"},
-        {patched("bonsai.dit.heads", 3u), "expected 192 x 32"},
-        {patched("bonsai.vae.norm_groups", 7u), "not a multiple of norm_groups"},
-    };
-    for (const auto& c : cases) {
-        const test::TempFile file(c.bytes);
-        bonsai_context* ctx = nullptr;
-        CHECK(bonsai_open(file.path().c_str(), nullptr, &ctx) == BONSAI_ERR_FORMAT);
-        CHECK(last_error_says(c.message));
-        bonsai_close(ctx);
-    }
-}
-
-// Numbers that no converter writes: an error or a small picture, never a crash.
-TEST(every_number_may_lie) {
-    const char* const keys[] = {"te.vocab_size",       "te.width",
-                                "te.layers",           "te.heads",
-                                "te.kv_heads",         "te.head_dim",
-                                "te.ffn_width",        "te.max_tokens",
-                                "dit.double_blocks",   "dit.single_blocks",
-                                "dit.heads",           "dit.head_dim",
-                                "dit.in_channels",     "dit.context_width",
-                                "dit.mlp_width",       "dit.time_channels",
-                                "vae.latent_channels", "vae.layers_per_block",
-                                "vae.norm_groups",     "schedule.train_steps",
-                                "default.width",       "default.steps",
-                                "te.norm_eps",         "dit.rope_theta",
-                                "vae.bn_eps",          "schedule.shift",
-                                "format_version"};
-    int opened = 0;
-    for (const char* key : keys) {
-        for (const uint32_t value : {0u, 1u, 2u, 3u, 24u, 65536u, 0x7fffffffu, 0xffffffffu}) {
-            const test::TempFile file(patched((std::string("bonsai.") + key).c_str(), value));
-            bonsai_context* ctx = nullptr;
-            if (bonsai_open(file.path().c_str(), nullptr, &ctx) != BONSAI_OK) {
-                CHECK(ctx == nullptr && last_error_says(file.path().c_str()));
-                continue;
-            }
-            ++opened;
-            bonsai_memory_plan plan;
-            plan.struct_size = sizeof plan;
-            bonsai_generate_params params = request("x", 0);
-            params.width = params.height = 16;
-            params.steps = 1;
-            if (bonsai_plan_memory(ctx, 16, 16, &plan) == BONSAI_OK && plan.peak < 50000000) {
-                bonsai_image image;
-                if (bonsai_generate(ctx, &params, &image) == BONSAI_OK) CHECK(image.width == 16);
-                bonsai_image_free(&image);
-            }
-            bonsai_close(ctx);
-        }
-    }
-    CHECK(opened > 8); // max_tokens, default sizes and steps: some values are merely odd
 }

@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Same file, seed, size, precision and CPU level: the same bytes, whatever else the process did or
 // does. What differs between levels is measured in model/test_levels.py.
-#include "bonsai.h"
-
 #include <atomic>
 #include <cstdlib>
 #include <thread>
 
+#include "api/api_test.h"
 #include "backends/cpu/features.h"
-#include "support/tiny_model.h"
-#include "test.h"
 
-static const std::string& model_path() {
-    static const test::TempFile file(test::TinyModel().file().bytes());
-    return file.path();
-}
+using api_test::model_path;
 
 // The same architecture with the decoder's first bias taken from another place: other pictures.
 static const std::string& other_model_path() {

@@ -5,49 +5,17 @@
 #include <iterator>
 #include <limits>
 
-#include "bonsai.h"
+#include "api/api_test.h"
 #include "core/sha256.h"
-#include "support/tiny_model.h"
-#include "test.h"
+
+using namespace api_test;
 
 namespace {
 
 constexpr uint64_t kTokens = 24, kWidth = 128; // of the tiny model
 
-const std::string& model_path() {
-    static const test::TempFile file(test::TinyModel().file().bytes());
-    return file.path();
-}
-
-struct Context {
-    bonsai_context* ctx = nullptr;
-    explicit Context(const std::string& path = model_path()) {
-        if (bonsai_open(path.c_str(), nullptr, &ctx) != BONSAI_OK)
-            test::failed(__FILE__, __LINE__, bonsai_last_error());
-    }
-    ~Context() { bonsai_close(ctx); }
-    std::string hash() const {
-        bonsai_model_info info{};
-        info.struct_size = sizeof info;
-        CHECK(bonsai_model_get_info(ctx, &info) == BONSAI_OK);
-        return info.hash;
-    }
-};
-
 std::string draw(bonsai_context* ctx, const char* prompt) {
-    bonsai_generate_params params;
-    bonsai_generate_params_init(&params);
-    params.prompt = prompt;
-    params.seed = 5;
-    bonsai_image image;
-    if (bonsai_generate(ctx, &params, &image) != BONSAI_OK) {
-        test::failed(__FILE__, __LINE__, bonsai_last_error());
-        return "";
-    }
-    const std::string rgb(reinterpret_cast<char*>(image.rgb),
-                          static_cast<size_t>(image.width) * image.height * 3);
-    bonsai_image_free(&image);
-    return rgb;
+    return api_test::draw(ctx, request(prompt, 5));
 }
 
 std::string load(bonsai_context* ctx, const std::string& path) {
@@ -116,7 +84,7 @@ TEST(a_loaded_prompt_draws_the_same_picture_without_the_encoder) {
 
     // The rows of one prompt under the text of another: they are what counts.
     Parts parts;
-    parts.hash = first.hash();
+    parts.hash = first.info().hash;
     parts.prompt = "else";
     CHECK(bonsai_prompt_encode(first.ctx, "a tree", parts.values.data(), parts.values.size()) ==
           BONSAI_OK);
@@ -129,7 +97,7 @@ TEST(a_loaded_prompt_draws_the_same_picture_without_the_encoder) {
 TEST(what_was_loaded_is_saved_again_as_it_was) {
     const Context c;
     Parts parts;
-    parts.hash = c.hash();
+    parts.hash = c.info().hash;
     const test::TempFile from(parts.bytes()), to("");
     CHECK(load(c.ctx, from.path()) == "a tree");
     CHECK(bonsai_embeds_save(c.ctx, "a tree", to.path().c_str()) == BONSAI_OK);
@@ -139,7 +107,7 @@ TEST(what_was_loaded_is_saved_again_as_it_was) {
 TEST(refuses_files_that_are_something_else) {
     const Context c;
     Parts good;
-    good.hash = c.hash();
+    good.hash = c.info().hash;
     const auto with = [&](auto change) {
         Parts parts = good;
         change(parts);
@@ -170,7 +138,7 @@ TEST(refuses_files_that_are_something_else) {
 TEST(refuses_every_beginning_of_a_file) {
     const Context c;
     Parts good;
-    good.hash = c.hash();
+    good.hash = c.info().hash;
     const std::string bytes = good.bytes();
     for (size_t size = 0; size < bytes.size(); size += size < 1024 ? 7 : 1009)
         refused(c, bytes.substr(0, size), "");
