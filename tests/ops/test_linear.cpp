@@ -5,137 +5,11 @@
 #include <cmath>
 #include <limits>
 
-#include "backends/cpu/features.h"
-#include "backends/cpu/table.h"
-#include "core/half.h"
-#include "core/quantize.h"
-#include "test.h"
+#include "ops/linear_case.h"
 
-using namespace bonsai;
-using namespace bonsai::cpu;
+using namespace op_test;
 
 namespace {
-
-const DType kAll[kDTypeCount] = {DType::kF32,  DType::kF16,   DType::kBF16,
-                                 DType::kQ8_0, DType::kQ4_0,  DType::kQ4_1,
-                                 DType::kQ1_0, DType::kPQ2_0, DType::kPTQ1_0};
-
-std::vector<const KernelTable*> levels() {
-    std::vector<const KernelTable*> tables;
-    for (const Level level : levels_of(detected_features()))
-        tables.push_back(&kernel_table(level));
-    return tables;
-}
-
-struct Random {
-    uint64_t state = 7;
-    uint32_t bits() {
-        state = state * 6364136223846793005ull + 1442695040888963407ull;
-        return static_cast<uint32_t>(state >> 32);
-    }
-    float value() { return static_cast<float>(bits()) * 0x1p-31f - 1.0f; }
-    int64_t below(int64_t n) { return static_cast<int64_t>(bits() % static_cast<uint32_t>(n)); }
-};
-
-constexpr float kCanary = -12345.75f;
-
-// A matrix whose rows are followed, and which as a whole is surrounded, by values that must not
-// change.
-struct Guarded {
-    static constexpr int64_t kPad = 19;
-    Guarded(int64_t r, int64_t c)
-        : rows(r), cols(c), data(static_cast<size_t>((r + 2) * (c + kPad)), kCanary),
-          view{DType::kF32, r, c, c + kPad, data.data() + (c + kPad)} {}
-    Guarded(const Guarded&) = delete;
-    bool intact() const {
-        for (int64_t r = -1; r <= rows; ++r)
-            for (int64_t c = 0; c < cols + kPad; ++c)
-                if ((r < 0 || r == rows || c >= cols) && view.row(r)[c] != kCanary) return false;
-        return true;
-    }
-    std::vector<float> values() const {
-        std::vector<float> all;
-        for (int64_t r = 0; r < rows; ++r)
-            all.insert(all.end(), view.row(r), view.row(r) + cols);
-        return all;
-    }
-    int64_t rows, cols;
-    std::vector<float> data;
-    Tensor view;
-};
-
-// Same bytes, so that NaN equals NaN.
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-// A layer with its operands. Codes are random bytes: every code of every format occurs, also -128,
-// ternary 3 and bytes that no packer writes; scales are random, of both signs, some zero.
-struct Layer {
-    Layer(DType dtype, int64_t m, int64_t n, int64_t k, uint64_t seed = 7)
-        : x(m, k), out(m, n), bias(1, n), gate(1, n) {
-        Random random{seed};
-        const DTypeInfo& info = dtype_info(dtype);
-        bytes.resize(row_bytes(dtype, k) * static_cast<size_t>(n));
-        for (size_t b = 0; b < bytes.size(); b += info.bytes)
-            fill_block(dtype, &bytes[b], random);
-        for (int64_t i = 0; i < m * k; ++i)
-            x.view.row(i / k)[i % k] = random.value();
-        for (int64_t i = 0; i < n; ++i) {
-            bias.view.f32()[i] = random.value();
-            gate.view.f32()[i] = random.value();
-        }
-        projection.weight = Tensor{dtype, n, k, k, bytes.data()};
-        projection.out = out.view;
-    }
-    static void fill_block(DType dtype, uint8_t* block, Random& random) {
-        const DTypeInfo& info = dtype_info(dtype);
-        if (info.block == 1) {
-            const float value = random.value();
-            CHECK_OK(quantize_rows(dtype, &value, 1, 1, block));
-            return;
-        }
-        for (uint32_t i = 0; i < info.bytes; ++i)
-            block[i] = static_cast<uint8_t>(random.bits() >> 24);
-        const float scale = random.below(16) == 0 ? 0.0f : random.value() * 0.05f;
-        set_half(dtype == DType::kPTQ1_0 ? block + 26 : block, scale);
-        if (dtype == DType::kQ4_1) set_half(block + 2, random.value() * 0.3f);
-    }
-    static void set_half(uint8_t* p, float value) {
-        const uint16_t h = f32_to_f16(value);
-        p[0] = static_cast<uint8_t>(h);
-        p[1] = static_cast<uint8_t>(h >> 8);
-    }
-    void fill_out(float value) {
-        for (int64_t m = 0; m < out.rows; ++m)
-            std::fill(out.view.row(m), out.view.row(m) + out.cols, value);
-    }
-
-    Guarded x, out, bias, gate;
-    std::vector<uint8_t> bytes;
-    Projection projection;
-};
-
-struct Codes {
-    Codes(const KernelTable& table, const Tensor& x)
-        : memory(quantized_rows_bytes(x.rows, x.cols) / 4 + 16) {
-        const uintptr_t at = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
-        view = quantized_rows_at(reinterpret_cast<void*>(at), x.rows, x.cols);
-        table.quantize_rows(x, view, {0, x.rows});
-    }
-    // The matrix that the codes stand for.
-    std::vector<float> decoded() const {
-        std::vector<float> x;
-        for (int64_t i = 0; i < view.rows * view.cols; ++i) {
-            const int64_t m = i / view.cols, k = i % view.cols;
-            x.push_back(view.scale[k / kGroup * view.rows + m] *
-                        static_cast<float>(view.q[m * view.stride + k]));
-        }
-        return x;
-    }
-    std::vector<float> memory;
-    QuantizedRows view;
-};
 
 // One call for the whole product.
 void run(const KernelTable& table, Layer& layer, bool fast) {
@@ -244,7 +118,7 @@ void check_exact(DType dtype, const Shape& s) {
 } // namespace
 
 TEST(exact_matches_double) {
-    for (DType dtype : kAll) {
+    for (DType dtype : kAllTypes) {
         for (const Shape& s : shapes())
             check_exact(dtype, s);
         for (const Shape& s : kFloatShapes)
@@ -257,7 +131,7 @@ TEST(exact_matches_double) {
 // Rows with a single one pick weights: every one of every type, to the bit, in ends of K that are
 // no whole registers, blocks or groups, few and many rows at a time, and in rows of a wider matrix.
 TEST(exact_products_see_the_weights_themselves) {
-    for (DType dtype : kAll)
+    for (DType dtype : kAllTypes)
         for (int64_t k : {1, 3, 37, 96, 255, 257, 288, 300, 384}) {
             const auto block = static_cast<int64_t>(dtype_info(dtype).block);
             if (k % block != 0) continue;
@@ -287,7 +161,7 @@ TEST(exact_products_see_the_weights_themselves) {
 }
 
 TEST(fast_matches_double_of_its_codes) {
-    for (DType dtype : kAll) {
+    for (DType dtype : kAllTypes) {
         if (!is_block_quantized(dtype)) continue;
         for (const Shape& s : shapes())
             for (const KernelTable* table : levels()) {
@@ -310,7 +184,7 @@ TEST(levels_from_avx2_upwards_agree_bit_for_bit) {
         const KernelTable& table = kernel_table(info.level);
         if (std::strcmp(info.name, "avx2") == 0) first = &table;
         if (first == nullptr || first == &table) continue;
-        for (DType dtype : kAll)
+        for (DType dtype : kAllTypes)
             for (const Shape& s : kShapes) {
                 if (!is_block_quantized(dtype)) continue;
                 Layer expected(dtype, s.m, s.n, s.k), found(dtype, s.m, s.n, s.k);
@@ -324,7 +198,7 @@ TEST(levels_from_avx2_upwards_agree_bit_for_bit) {
 // Uniform x has an rms of 0.58 of its maximum and a code step of 1 / 127 of it, so a rounding error
 // of 0.39 % rms; independent errors pass through the sum unchanged in proportion.
 TEST(fast_is_close_to_exact) {
-    for (DType dtype : kAll) {
+    for (DType dtype : kAllTypes) {
         if (!is_block_quantized(dtype)) continue;
         for (const KernelTable* table : levels()) {
             Layer layer(dtype, 20, 40, 1024);
@@ -336,7 +210,7 @@ TEST(fast_is_close_to_exact) {
 }
 
 TEST(extreme_activations) {
-    for (DType dtype : kAll) {
+    for (DType dtype : kAllTypes) {
         for (const KernelTable* table : levels()) {
             Layer layer(dtype, 8, 20, 512);
             for (int64_t k = 0; k < 512; ++k) {
@@ -413,8 +287,8 @@ TEST(bias_gate_and_accumulate) {
 }
 
 TEST(pieces_do_not_change_the_result) {
-    Random random;
-    for (DType dtype : kAll)
+    Random random(7);
+    for (DType dtype : kAllTypes)
         for (const KernelTable* table : levels())
             for (bool fast : {false, true}) {
                 if (fast && !is_block_quantized(dtype)) continue;
@@ -431,10 +305,10 @@ TEST(pieces_do_not_change_the_result) {
                     Scratch scratch;
                     Range rows = {0, 0};
                     for (; rows.begin < 31; rows.begin = rows.end) {
-                        rows.end = std::min<int64_t>(31, rows.begin + 1 + random.below(9));
+                        rows.end = std::min<int64_t>(31, rows.begin + random.integer(1, 9));
                         Range cols = {0, 0};
                         for (; cols.begin < 101; cols.begin = cols.end) {
-                            cols.end = std::min<int64_t>(101, cols.begin + 1 + random.below(40));
+                            cols.end = std::min<int64_t>(101, cols.begin + random.integer(1, 40));
                             fast ? table->linear_fast(codes.view, layer.projection, rows, cols,
                                                       scratch)
                                  : table->linear_exact(layer.x.view, layer.projection, rows, cols,
@@ -458,84 +332,5 @@ TEST(scratch_stays_small) {
                 CHECK(table->linear_fast(codes.view, layer.projection, {0, 3}, {0, 300}, scratch));
             }
             CHECK(scratch.peak() <= 1 << 20);
-        }
-}
-
-TEST(quantized_rows_agree_between_levels) {
-    Layer layer(DType::kPQ2_0, 12, 1, 512);
-    const float specials[] = {
-        std::nanf(""), std::numeric_limits<float>::infinity(), 1e38f, 1e-38f, 1e-42f, 0.0f, -0.0f,
-        127.0f};
-    for (int64_t m = 0; m < 8; ++m)
-        layer.x.view.row(m)[m * 60] = specials[m];
-    for (int64_t k = 0; k < 512; ++k) {
-        layer.x.view.row(8)[k] =
-            static_cast<float>(k - 256) * 0.5f; // ties once the largest is 127 or 128
-        layer.x.view.row(9)[k] = 0;
-        layer.x.view.row(10)[k] *= 1e-36f;
-        layer.x.view.row(11)[k] *= 1e-25f;
-    }
-    const Codes reference(kernel_table(Level::kGeneric), layer.x.view);
-    for (const KernelTable* table : levels()) {
-        const Codes codes(*table, layer.x.view);
-        const QuantizedRows &a = codes.view, &b = reference.view;
-        for (int64_t m = 0; m < 12; ++m)
-            CHECK(std::memcmp(a.q + m * a.stride, b.q + m * b.stride, 512) == 0);
-        for (int64_t i = 0; i < 12 * 4; ++i) {
-            CHECK(a.scale[i] == b.scale[i] || (std::isnan(a.scale[i]) && std::isnan(b.scale[i])));
-            CHECK(a.sum[i] == b.sum[i]);
-        }
-        CHECK(std::memcmp(a.block_sum, b.block_sum, 12 * 16 * sizeof(int32_t)) == 0);
-    }
-}
-
-TEST(quantized_rows_are_nearest) {
-    for (const KernelTable* table : levels()) {
-        Layer layer(DType::kPQ2_0, 5, 1, 256);
-        const Codes codes(*table, layer.x.view);
-        const std::vector<float> x = layer.x.values(), y = codes.decoded();
-        int worse = 0, wrong_sums = 0;
-        for (size_t i = 0; i < x.size(); ++i)
-            worse += std::fabs(x[i] - y[i]) >
-                     0.50001f * codes.view.scale[i % 256 / kGroup * 5 + i / 256];
-        for (int64_t b = 0; b < 5 * 256 / kBlock; ++b) {
-            int32_t sum = 0;
-            for (int64_t k = b * kBlock; k < (b + 1) * kBlock; ++k)
-                sum += codes.view.q[k / 256 * codes.view.stride + k % 256];
-            wrong_sums += sum != codes.view.block_sum[b % 8 * 5 + b / 8];
-        }
-        CHECK(worse == 0);
-        CHECK(wrong_sums == 0);
-    }
-}
-
-TEST(dequantize_row_agrees_between_levels) {
-    for (DType dtype : kAll)
-        for (const KernelTable* table : levels()) {
-            const Layer layer(dtype, 1, 4, 1024);
-            const bool block = is_block_quantized(dtype);
-            for (int64_t n : block ? std::vector<int64_t>{128, 1024}
-                                   : std::vector<int64_t>{1, 7, 8, 29, 1024}) {
-                std::vector<float> expected(static_cast<size_t>(n)),
-                    got(static_cast<size_t>(n) + 1, kCanary);
-                dequantize_row(dtype, layer.bytes.data(), expected.data(), n);
-                table->dequantize_row(dtype, layer.bytes.data(), got.data(), n);
-                CHECK(got.back() == kCanary);
-                got.pop_back();
-                CHECK(same(got, expected));
-            }
-        }
-}
-
-// Every byte of the base-3 packing, also those that no packer writes.
-TEST(every_ternary_byte_decodes_alike) {
-    for (const KernelTable* table : levels())
-        for (int value = 0; value < 256; ++value) {
-            std::vector<uint8_t> block(28, static_cast<uint8_t>(value));
-            Layer::set_half(&block[26], 1.0f);
-            std::vector<float> expected(kGroup), got(kGroup);
-            dequantize_row(DType::kPTQ1_0, block.data(), expected.data(), kGroup);
-            table->dequantize_row(DType::kPTQ1_0, block.data(), got.data(), kGroup);
-            CHECK(same(got, expected));
         }
 }
