@@ -159,9 +159,9 @@ void generate(bonsai_context* context, const bonsai_generate_params& params, con
 } // namespace
 
 void run_draw(Options options, Console& console) {
-    std::map<std::string, std::string> origin;
-    if (options.from) origin = apply_metadata(options);
     if (options.prompt == "-") options.prompt = read_prompt();
+    std::map<std::string, std::string> origin; // whose prompt may be "-", and is not to be read
+    if (options.from) origin = apply_metadata(options);
     const bool drawn_seed = !options.seed;
     options.seed = options.seed.value_or(random_seed());
     const int32_t count = options.images.value_or(1);

@@ -54,7 +54,12 @@ std::map<std::string, std::string> apply_metadata(Options& options) {
     try {
         use("prompt", !o.prompt, [&](Text, Text v) { o.prompt = v; });
         use("seed", !o.seed, [&](Text n, Text v) { o.seed = parse_unsigned(n, v, UINT64_MAX); });
-        use("size", !o.width && !o.height, [&](Text n, Text v) { parse_size(n, v, o); });
+        use("size", !o.width || !o.height, [&](Text n, Text v) {
+            Options size;
+            parse_size(n, v, size);
+            if (!o.width) o.width = size.width;
+            if (!o.height) o.height = size.height;
+        });
         use("steps", !o.steps, [&](Text n, Text v) { o.steps = parse_count(n, v, 1, kMaxSteps); });
         use("guidance", !o.guidance,
             [&](Text n, Text v) { o.guidance = parse_float(n, v, -1, 1000); });

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import signal
 import stat
+import subprocess
 
 import numpy as np
 import pytest
@@ -171,6 +173,33 @@ def save_with(path, text: str | None) -> None:
     if text is not None:
         info.add_itxt("bonsai", text)
     Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+
+
+def test_from_keeps_the_side_that_is_not_given(cli):
+    cli.draw("-p", "x", "-s", "1", "--size", "96x48", "--steps", "1", "-o", "a.png")
+    cli.draw("--from", "a.png", "-W", "32", "-o", "b.png")
+    assert pixels(cli.folder / "b.png").shape == (48, 32, 3)
+
+
+def test_from_a_prompt_that_looks_like_an_option(cli):
+    """- is the prompt of the picture then, not a request to read one."""
+    for prompt in (b"-", b"--help"):
+        cli.draw("-p", "-", "-s", "1", "-o", "a.png", stdin=prompt)
+        cli.draw("--from", "a.png", "-o", "b.png", stdin=b"another prompt")
+        assert (cli.folder / "a.png").read_bytes() == (cli.folder / "b.png").read_bytes()
+
+
+@pytest.mark.posix
+def test_pictures_into_a_pipe(cli):
+    """All into the one that was named, however many, and no files beside it."""
+    os.mkfifo(cli.folder / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], cwd=cli.folder, stdout=subprocess.PIPE)
+    writer = os.open(cli.folder / "pipe", os.O_WRONLY)  # cat ends when all writers have
+    result = cli.draw("-p", "x", "-s", "1", "-n", "2", "-o", "pipe")
+    os.close(writer)
+    written, _ = reader.communicate(timeout=60)
+    assert result.out == "pipe\npipe\n" and cli.files() == ["pipe"]
+    assert written.count(b"\x89PNG") == 2
 
 
 def test_from_another_model_is_a_warning(cli):
