@@ -32,10 +32,7 @@ bool stdout_is_terminal() {
 #endif
 }
 
-void check_writable(const fs::path& path) {
-    const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
-    std::error_code error;
-    const fs::path& asked = fs::exists(path, error) ? path : folder;
+void check_access(const fs::path& path, const fs::path& asked) {
 #if defined(_WIN32)
     constexpr int kMayWrite = 2;
     const bool writable = _waccess(asked.c_str(), kMayWrite) == 0;
@@ -46,6 +43,22 @@ void check_writable(const fs::path& path) {
         throw Failure(kExitFailure, "cannot write " + path.u8string() + ": " +
                                         std::strerror(errno) +
                                         "; choose an existing folder that you may write to");
+}
+
+// A pipe or a device: it stays what it is, and writing to it may wait for who reads.
+bool is_special(const fs::path& path) {
+    std::error_code error;
+    return fs::is_other(fs::status(path, error));
+}
+
+// What is there already, and the folder, where a file is written under a temporary name first.
+void check_writable(const fs::path& path) {
+    std::error_code error;
+    const bool exists = fs::exists(path, error);
+    if (exists) check_access(path, path);
+    if (exists && (fs::is_directory(path, error) || is_special(path))) return;
+    const fs::path file = exists ? fs::canonical(path, error) : path;
+    check_access(path, file.has_parent_path() ? file.parent_path() : fs::path("."));
 }
 
 // Creates the file if nothing has that name; false when something has.
@@ -77,8 +90,12 @@ void write_to_stdout(const bonsai_image& image) {
 }
 
 void refuse_other_format(const fs::path& path) {
-    for (const char* other : {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
-        if (path.extension() == other)
+    std::string extension = path.extension().u8string();
+    for (char& c : extension)
+        c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+    for (const char* other :
+         {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".gguf"})
+        if (extension == other)
             throw Failure(kExitUsage, "--output " + path.u8string() +
                                           ": only PNG is written; name it " +
                                           fs::path(path).replace_extension(".png").u8string());
@@ -102,6 +119,8 @@ Output::Output(const std::optional<std::string>& path, int32_t images, bool json
                                       "bonsai-cli ... -o - > picture.png");
         return;
     }
+    if (path_.empty())
+        throw Failure(kExitUsage, "--output is empty: expected a PNG file, a folder or -");
     if (fs::is_directory(given, error)) {
         folder_ = path_;
         check_writable(given);
@@ -109,12 +128,17 @@ Output::Output(const std::optional<std::string>& path, int32_t images, bool json
     }
     refuse_other_format(given);
     check_writable(given);
-    numbered_ = images > 1;
+    waits_ = is_special(given);
+    numbered_ = images > 1 && !waits_;
 }
 
 std::string Output::save(const bonsai_image& image, const std::string& prompt) const {
     if (path_ == "-") { // a second signal may end this: whoever should read may have stopped
         write_to_stdout(image);
+        return path_;
+    }
+    if (waits_) { // likewise
+        check(bonsai_image_save_png(&image, path_.c_str()), kExitFailure);
         return path_;
     }
     const CriticalSection writing;

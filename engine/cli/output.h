@@ -23,6 +23,7 @@ class Output {
     std::string folder_; // for new names; empty: path_ is the file
     std::string path_;
     bool numbered_ = false; // the seed goes into the name
+    bool waits_ = false;    // path_ is a pipe or a device
 };
 
 } // namespace bonsai::cli

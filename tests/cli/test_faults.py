@@ -88,6 +88,62 @@ def test_signals_while_nobody_reads_the_picture(cli):
     assert process.returncode == 143
 
 
+def test_signals_while_nobody_opens_the_pipe(cli):
+    """-o names a pipe without a reader."""
+    os.mkfifo(cli.folder / "pipe")
+    process = start(cli, *DRAW, "-o", "pipe")
+    for line in process.stderr:
+        if b"vae" in line:
+            break
+    for _ in range(40):
+        if process.poll() is not None:
+            break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+    if process.poll() is None:
+        process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and cli.files() == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["doctor"],
+        ["info"],
+        ["info", "--json"],
+        ["--help"],
+        ["--list-devices"],
+        ["--dry-run", *DRAW],
+    ],
+)
+def test_texts_for_a_full_disk(cli, arguments):
+    """Longer ones than a buffer too."""
+    with open("/dev/full", "wb") as full:
+        process = start(cli, *arguments, stdout=full)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and b"cannot write to standard output" in said, said
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_in_the_self_test(cli, number):
+    """It writes nothing that could be half done: the first signal ends it."""
+    process = start(cli, "doctor", "-t", "1")
+    while not handles(process.pid, number):
+        assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == SIGNALS[number]
+
+
+def handles(process: int, number: int) -> bool:
+    """Whether its handlers are installed."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def mount(folder: Path, options: str) -> None:
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder])
     if done.returncode != 0:
