@@ -24,7 +24,11 @@ Context::Context(const Options& options, Console& console) {
     if (options.device) params.device = options.device->c_str();
     params.log = [](const char* line, void* user) { static_cast<Console*>(user)->warning(line); };
     params.log_user = &console;
-    check(bonsai_open(path.c_str(), &params, &ctx_));
+    {
+        const IdleSection interruptible; // a file on a slow disk, a GPU that starts
+        stop_if_signalled();
+        check(bonsai_open(path.c_str(), &params, &ctx_));
+    }
     set_signal_context(ctx_);
     const bonsai_model_info model = info();
     console.detail("model " + path + ": " + model.name + ", " + model.variant + ", " +

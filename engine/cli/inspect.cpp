@@ -104,7 +104,9 @@ int32_t on_verify(double fraction, const char*, void* user) {
 
 void run_info(const Options& options) {
     char* raw = nullptr;
-    check(bonsai_file_describe(find_model(options.model).path.c_str(), options.json, &raw));
+    const std::string path = find_model(options.model).path;
+    const IdleSection interruptible;
+    check(bonsai_file_describe(path.c_str(), options.json, &raw));
     const std::unique_ptr<char, void (*)(void*)> text(raw, bonsai_free);
     const std::string out = text.get();
     std::printf("%s%s", out.c_str(), out.empty() || out.back() != '\n' ? "\n" : "");
@@ -121,6 +123,7 @@ void run_verify(const Options& options, Console& console) {
 }
 
 void run_devices(const Options& options) {
+    const IdleSection interruptible;
     std::vector<std::vector<std::string>> rows = {
         {"device", "threads", "memory free", "of", "features", "name"}};
     for (int32_t i = 0; i < bonsai_device_count(); ++i) {
@@ -142,6 +145,7 @@ void run_devices(const Options& options) {
 }
 
 void run_doctor(const Options& options) {
+    const IdleSection interruptible;
     bonsai_open_params params;
     bonsai_open_params_init(&params);
     params.threads = options.threads.value_or(params.threads);
@@ -169,6 +173,8 @@ void note_plan(bonsai_context* context, const Options& options, Console& console
 void run_dry_run(Options options, Console& console) {
     if (options.from) apply_metadata(options);
     const Context context(options, console);
+    const IdleSection interruptible;
+    stop_if_signalled();
     bonsai_memory_plan plan;
     check(plan_memory(context.get(), options, &plan));
     if (options.json)

@@ -73,7 +73,8 @@ int guarded(const std::vector<std::string>& arguments) {
         install_signal_handlers();
         Console console(options.verbosity);
         run(options, console);
-        if (std::fflush(stdout) != 0)
+        // A long text has met the full disk before; what is left may be nothing.
+        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
             throw Failure(kExitFailure, "cannot write to standard output");
         return kExitOk;
     } catch (const Failure& failure) {

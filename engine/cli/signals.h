@@ -27,8 +27,8 @@ class CriticalSection {
     CriticalSection& operator=(const CriticalSection&) = delete;
 };
 
-// While one lives, the first signal ends the program already: it waits for input and has begun
-// nothing.
+// While one lives, the first signal ends the program already: it waits for input, or only looks,
+// and has begun nothing.
 class IdleSection {
   public:
     IdleSection();
