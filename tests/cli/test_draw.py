@@ -190,6 +190,13 @@ def test_from_a_prompt_that_looks_like_an_option(cli):
 
 
 @pytest.mark.posix
+def test_from_a_pipe(cli):
+    os.mkfifo(cli.folder / "pipe")
+    result = cli("--from", "pipe", timeout=20)
+    assert result.code == 3 and "not a regular file" in result.err
+
+
+@pytest.mark.posix
 def test_pictures_into_a_pipe(cli):
     """All into the one that was named, however many, and no files beside it."""
     os.mkfifo(cli.folder / "pipe")

@@ -4,9 +4,8 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#if defined(_WIN32)
 #include <filesystem>
-#endif
+#include <system_error>
 
 #include "core/planted.h"
 #include "core/png.h"
@@ -205,6 +204,11 @@ std::string metadata_line(const std::string& key, const std::string& value) {
 
 Status read_png_metadata(const std::string& path, std::string* metadata) {
     metadata->clear();
+    std::error_code error;
+    // Opening a pipe would wait for its writer, and there is no going forth in it.
+    if (std::filesystem::is_other(std::filesystem::status(std::filesystem::u8path(path), error)))
+        return fail(ErrorCode::kIo, "%s is not a regular file: save the picture to one first",
+                    path.c_str());
     ChunkReader reader(path);
     BONSAI_TRY(reader.check_signature());
     // More chunks than any real picture has; stops a file of millions of empty ones.
