@@ -120,10 +120,11 @@ void bench_linear(const Options& options, const KernelTable& table, const Linear
     const Ceiling kind = fast ? Ceiling::kBytes : few ? Ceiling::kMemory : Ceiling::kFloats;
     const double work = few ? static_cast<double>(weight.size()) : ops;
     measure(options, few ? name + " GB/s" : name, work * 1e-9, kind, [&] {
-        for (int64_t n = 0; n < c.out; n += table.linear_piece_cols) {
-            const Range cols = {n, std::min(c.out, n + table.linear_piece_cols)};
-            for (int64_t m = 0; m < c.rows; m += table.linear_piece_rows) {
-                const Range rows = {m, std::min(c.rows, m + table.linear_piece_rows)};
+        const PieceSize piece = table.linear_piece(dtype);
+        for (int64_t n = 0; n < c.out; n += piece.cols) {
+            const Range cols = {n, std::min(c.out, n + piece.cols)};
+            for (int64_t m = 0; m < c.rows; m += piece.rows) {
+                const Range rows = {m, std::min(c.rows, m + piece.rows)};
                 fast ? table.linear_fast(input.codes, p, rows, cols, scratch)
                      : table.linear_exact(input.floats, p, rows, cols, scratch);
             }
@@ -133,7 +134,7 @@ void bench_linear(const Options& options, const KernelTable& table, const Linear
 
 void bench_linears(const Options& options, const KernelTable& table) {
     const LinearCase cases[] = {
-        {"dit qkv+mlp", 1536, 3072, 128}, {"dit out", 1536, 12288, 64},
+        {"dit qkv+mlp", 1536, 3072, 768}, {"dit out", 1536, 12288, 768},
         {"encoder ffn", 512, 2560, 128},  {"encoder down", 512, 9728, 64},
         {"prompt", 77, 2560, 256},        {"modulation", 1, 3072, 18432},
         {"modulation", 4, 3072, 18432},   {"modulation", 8, 3072, 18432},

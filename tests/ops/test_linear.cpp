@@ -89,9 +89,9 @@ struct Shape {
 };
 // One, odd, tails of registers, panels, tiles and depths, and the model's own widths, which are the
 // slow ones.
-const Shape kShapes[] = {{1, 1, 128},   {1, 17, 256},    {5, 7, 384},
-                         {6, 16, 128},  {7, 65, 640},    {13, 9, 1024},
-                         {515, 3, 256}, {77, 128, 2560}, {2, 130, 12288}};
+const Shape kShapes[] = {{1, 1, 128},     {1, 17, 256},   {5, 7, 384},   {6, 16, 128},
+                         {7, 65, 640},    {13, 9, 1024},  {515, 3, 256}, {77, 128, 2560},
+                         {2, 130, 12288}, {130, 800, 256}};
 std::vector<Shape> shapes() {
     std::vector<Shape> all(std::begin(kShapes), std::end(kShapes));
     if (::test::brief())
@@ -231,6 +231,24 @@ TEST(extreme_activations) {
             for (int64_t n = 0; n < 20; ++n)
                 CHECK(layer.out.view.row(1)[n] == 0 && layer.out.view.row(2)[n] == 0);
         }
+    }
+}
+
+// Sums of a group that leave no room in 16 bits.
+TEST(largest_sums_of_binary_weights) {
+    for (const KernelTable* table : levels()) {
+        Layer layer(DType::kQ1_0, 3, 70, 256);
+        const DTypeInfo& info = dtype_info(DType::kQ1_0);
+        for (size_t b = 0; b < layer.bytes.size(); b += info.bytes) // a column has two blocks
+            std::memset(&layer.bytes[b + 2], b / info.bytes % 4 < 2 ? 0xff : 0x00, info.bytes - 2);
+        for (int64_t k = 0; k < 256; ++k) {
+            layer.x.view.row(0)[k] = 2;
+            layer.x.view.row(1)[k] = -2;
+            layer.x.view.row(2)[k] = k % 2 == 0 ? 2.0f : -2.0f;
+        }
+        run(*table, layer, true);
+        expect_below(relative_l2(layer, truth(layer, layer.x.values())), 2e-6, "fast", *table,
+                     layer, __LINE__);
     }
 }
 

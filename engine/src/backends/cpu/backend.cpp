@@ -223,9 +223,8 @@ Status CpuBackend::quantize(const Tensor& x, QuantizedRows* out) {
 }
 
 Status CpuBackend::project(const Tensor& x, const QuantizedRows* quantized, const Projection& p) {
-    const PieceSize piece =
-        PieceSize{table_.linear_piece_rows, table_.linear_piece_cols}.for_workers(
-            pool_->size(), x.rows, p.out.cols, kLeastPieceCols, 1);
+    const PieceSize piece = for_workers(table_.linear_piece(p.weight.dtype), pool_->size(), x.rows,
+                                        p.out.cols, kLeastPieceCols, 1);
     const ProductPieces pieces = ProductPieces::of(
         x.rows, p.out.cols, piece, std::max(kLeastPieceCols, piece.cols / 4), pool_->size());
     std::atomic<bool> complete{true};

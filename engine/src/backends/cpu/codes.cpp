@@ -94,9 +94,10 @@ Status CpuBackend::project_activated(const Tensor& x, const QuantizedRows& codes
     const bool to_codes = p.out.dtype == DType::kI8;
     const QuantizedRows out = to_codes ? codes_of(p.out) : QuantizedRows();
     const int64_t half = p.weight.rows / 2;
-    const PieceSize piece = PieceSize{std::min(table_.linear_piece_rows, x.rows),
-                                      pieces_of(table_.linear_piece_cols, kGroup) * kGroup}
-                                .for_workers(pool_->size(), x.rows, half, kGroup, kGroup);
+    const PieceSize preferred = table_.linear_piece(p.weight.dtype);
+    const PieceSize piece =
+        for_workers({std::min(preferred.rows, x.rows), pieces_of(preferred.cols, kGroup) * kGroup},
+                    pool_->size(), x.rows, half, kGroup, kGroup);
     const ProductPieces pieces = ProductPieces::of(x.rows, half, piece, kGroup, pool_->size());
     const size_t bytes = static_cast<size_t>(2 * piece.rows * piece.cols) * sizeof(float);
     std::atomic<bool> complete{true};

@@ -19,28 +19,21 @@ inline Range piece_range(int64_t index, int64_t piece, int64_t count) {
     return {index * piece, std::min(count, (index + 1) * piece)};
 }
 
-// Of a product.
-struct PieceSize {
-    int64_t rows, cols;
-
-    // Halved, columns first and to multiples of `unit`, until each worker has three pieces, so that
-    // none waits long for the last ones; but not below the least, since a piece unpacks its weights
-    // and reads its rows.
-    PieceSize for_workers(int workers, int64_t all_rows, int64_t all_cols, int64_t least_cols,
-                          int64_t unit) const {
-        constexpr int64_t kEach = 3, kLeastRows = 192;
-        PieceSize piece = *this;
-        const auto few = [&] {
-            return pieces_of(all_rows, piece.rows) * pieces_of(all_cols, piece.cols) <
-                   kEach * workers;
-        };
-        while (piece.cols >= 2 * least_cols && few())
-            piece.cols = piece.cols / 2 / unit * unit;
-        while (piece.rows >= 2 * kLeastRows && few())
-            piece.rows /= 2;
-        return piece;
-    }
-};
+// A product's piece halved, columns first and to multiples of `unit`, until each worker has three,
+// so that none waits long for the last ones; but not below the least, since a piece unpacks its
+// weights and reads its rows.
+inline PieceSize for_workers(PieceSize piece, int workers, int64_t all_rows, int64_t all_cols,
+                             int64_t least_cols, int64_t unit) {
+    constexpr int64_t kEach = 3, kLeastRows = 192;
+    const auto few = [&] {
+        return pieces_of(all_rows, piece.rows) * pieces_of(all_cols, piece.cols) < kEach * workers;
+    };
+    while (piece.cols >= 2 * least_cols && few())
+        piece.cols = piece.cols / 2 / unit * unit;
+    while (piece.rows >= 2 * kLeastRows && few())
+        piece.rows /= 2;
+    return piece;
+}
 
 // Wide pieces, and narrow ones at the end, as many as give each worker about the work of a wide
 // one: they are taken in order, and who is slow or late then holds the others up for a narrow one

@@ -14,6 +14,10 @@ struct Range {
     int64_t end;
 };
 
+struct PieceSize {
+    int64_t rows, cols;
+};
+
 // A rectangle of an image in tiles of 4 x 4 output pixels, from the first row of the output on; it
 // may reach over the edges.
 struct TileBlock {
@@ -82,9 +86,8 @@ struct KernelTable {
                          Scratch& scratch);
     bool (*linear_fast)(const QuantizedRows& x, const Projection& p, Range rows, Range cols,
                         Scratch& scratch);
-    // Preferred piece size; every level may choose its own.
-    int64_t linear_piece_rows;
-    int64_t linear_piece_cols;
+    // Preferred piece of a product with such weights; every level may choose its own.
+    PieceSize (*linear_piece)(DType weights);
 
     void (*rms_norm)(const RmsNormArgs& args, Range rows);
     void (*layer_norm)(const LayerNormArgs& args, Range rows);

@@ -30,7 +30,8 @@ bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range 
 
 void bonsai::cpu::overlay_amx_linear(KernelTable& table) {
     table.linear_fast = amx::linear_fast;
-    table.linear_piece_rows = amx::LowBit::kTileRows;
-    table.linear_piece_cols = amx::LowBit::kTileCols;
+    table.linear_piece = [](DType) -> PieceSize {
+        return {amx::LowBit::kTileRows, amx::LowBit::kTileCols};
+    };
 }
 #endif

@@ -40,6 +40,11 @@ void finish_tile(const float* sums, int64_t tile_rows, const Projection& p, Rang
     }
 }
 
+PieceSize linear_piece(DType weights) {
+    if (weights == DType::kQ1_0) return {kBinaryRows, kBinaryCols};
+    return {kTileRows, kTileCols};
+}
+
 } // namespace bonsai::cpu::avx2
 
 namespace bonsai::cpu {
@@ -49,8 +54,7 @@ void overlay_avx2_linear(KernelTable& table) {
     table.quantize_rows = avx2::quantize_rows;
     table.linear_exact = avx2::linear_exact;
     table.linear_fast = avx2::linear_fast;
-    table.linear_piece_rows = avx2::kTileRows;
-    table.linear_piece_cols = avx2::kTileCols;
+    table.linear_piece = avx2::linear_piece;
 }
 
 } // namespace bonsai::cpu

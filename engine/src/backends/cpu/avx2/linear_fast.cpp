@@ -7,6 +7,7 @@
 //           (weight codes are one too high). y += x_scale * w_scale * dot.
 //           Q4_0, Q4_1: 2 * 15 * 127 * 8 = 30480 a block, also in 16 bits. Q8_0: vpmaddwd.
 //           y += x_scale * (sum over 4 blocks of w_scale * dot + w_offset * x_sum).
+//           Binary weights: linear_binary.cpp.
 // Work:     a tile unpacks each weight once for up to 512 rows; its panels (16 KB, 32 KB for Q8_0)
 //           stay near L1 for all of them.
 // Roofline: compute-bound: vpmaddubsw and vpaddw do 32 products; cores with four vector units start
@@ -68,6 +69,7 @@ const Multiply* Tile::kernels(DType dtype) {
 
 bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range cols,
                  Scratch& scratch) {
+    if (p.weight.dtype == DType::kQ1_0) return linear_binary(x, p, rows, cols, scratch);
     return fast_piece<Tile>(x, p, rows, cols, scratch);
 }
 

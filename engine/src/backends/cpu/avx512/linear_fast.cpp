@@ -162,7 +162,8 @@ bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range 
 
 void bonsai::cpu::overlay_avx512_linear(KernelTable& table) {
     table.linear_fast = avx512::linear_fast;
-    table.linear_piece_rows = avx512::Tile::kTileRows;
-    table.linear_piece_cols = avx512::Tile::kTileCols;
+    table.linear_piece = [](DType) -> PieceSize {
+        return {avx512::Tile::kTileRows, avx512::Tile::kTileCols};
+    };
 }
 #endif

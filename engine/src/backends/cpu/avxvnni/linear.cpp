@@ -70,7 +70,8 @@ bool linear_fast(const QuantizedRows& x, const Projection& p, Range rows, Range 
 
 void bonsai::cpu::overlay_avxvnni(KernelTable& table) {
     table.linear_fast = avxvnni::linear_fast;
-    table.linear_piece_rows = avxvnni::Tile::kTileRows;
-    table.linear_piece_cols = avxvnni::Tile::kTileCols;
+    table.linear_piece = [](DType) -> PieceSize {
+        return {avxvnni::Tile::kTileRows, avxvnni::Tile::kTileCols};
+    };
 }
 #endif

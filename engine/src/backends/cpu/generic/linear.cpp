@@ -79,8 +79,7 @@ void overlay_generic_linear(KernelTable& table) {
     table.dequantize_row = dequantize_row;
     table.linear_exact = linear_exact;
     table.linear_fast = linear_fast;
-    table.linear_piece_rows = 64;
-    table.linear_piece_cols = 16;
+    table.linear_piece = [](DType) -> PieceSize { return {64, 16}; };
     overlay_generic_quantize(table);
 }
 

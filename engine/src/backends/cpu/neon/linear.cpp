@@ -39,8 +39,7 @@ void overlay_neon_linear(KernelTable& table) {
     table.quantize_rows = neon::quantize_rows;
     table.linear_exact = neon::linear_exact;
     table.linear_fast = neon::linear_fast;
-    table.linear_piece_rows = neon::kTileRows;
-    table.linear_piece_cols = neon::kTileCols;
+    table.linear_piece = [](DType) -> PieceSize { return {neon::kTileRows, neon::kTileCols}; };
 }
 
 } // namespace bonsai::cpu
