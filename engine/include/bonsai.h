@@ -187,7 +187,7 @@ typedef struct bonsai_progress {
 } bonsai_progress;
 
 /* Called on the calling thread, several times a step. Return 0 to go on, anything else to cancel.
- * Must not call back into the same context (that answers BONSAI_ERR_ARGUMENT). */
+ * Calls that compute on the same context answer BONSAI_ERR_ARGUMENT here. */
 typedef int32_t (*bonsai_progress_callback)(const bonsai_progress* progress, void* user);
 
 typedef struct bonsai_step {
@@ -233,7 +233,7 @@ typedef struct bonsai_generate_params {
     int32_t preview_every;  /* decode a preview every so many steps (costs a VAE decode each); 0:
                                never */
     uint64_t seed; /* torch.Generator("cpu").manual_seed(seed) draws the same noise; its low 32 bits
-                      count */
+                      count; default 0 */
     const char* prompt;                   /* "" is valid */
     bonsai_progress_callback on_progress; /* may be NULL */
     bonsai_step_callback on_step;         /* may be NULL */
