@@ -32,6 +32,7 @@ from . import (
 from .errors import ConvertError, UsageError
 from .export import Written
 from .jsonfile import brief, is_plain
+from .parser import Parser
 from .parts import KINDS, open_part
 from .plan import Choices, Plan, make_plan
 from .progress import Progress, size_text, time_text
@@ -62,7 +63,7 @@ def version() -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         description="Make one model file from a FLUX.2-klein-style checkpoint, unpacked or in the "
         "packing of another runtime. Without options nothing is lost: low-bit weights are packed "
         "and proved equal, everything else keeps its type.",
@@ -358,7 +359,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--report {args.report}: a directory; give a file name")
     hub = cache.is_spec(args.source)
     if not (args.verify or args.output or args.dry_run or hub):
-        raise UsageError("-o FILE is required")
+        example = "bonsai-convert prism-ml/bonsai-image-ternary-4B-unpacked -o model.gguf"
+        raise UsageError(
+            "-o FILE is required"
+            if args.source or args.transformer
+            else f"no SOURCE; for example: {example}"
+        )
     if hub and (args.verify or args.revision):
         raise UsageError("hub:owner/name goes without --verify, and takes @revision at its end")
     if args.again and not hub:

@@ -378,6 +378,7 @@ def test_verify_finds_another_source(checkpoint, tmp_path, capsys):
 
 @pytest.mark.parametrize("args, message", [
     ([], "-o FILE is required"),
+    (["--wieghts", "f16", "-o", "x.gguf"], "did you mean --weights?"),
     (["-o", "x", "--verify", "y"], "--verify writes nothing"),
     (["-o", "x", "--weights", "q2"], "invalid choice"),
     (["-o", "x", "--revision", "main"], "--revision belongs to Hub ids"),
