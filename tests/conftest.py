@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from support import checkpoint as checkpoint_maker
 from support import native
 from support.configs import Recipe
+
+# A shell starts what runs in the background with Ctrl-C ignored, and programs inherit that; tests
+# send it to theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
