@@ -104,7 +104,15 @@ class Pipeline {
     struct Monitor;
     // State between steps.
     struct Denoising;
-    struct Eviction;
+    // Gives weights back to the system when a block ends, be it by an error or an exception.
+    struct Eviction {
+        const Pipeline& pipeline;
+        std::vector<const WeightSet*> sets;
+        ~Eviction() {
+            for (const WeightSet* set : sets)
+                pipeline.evict(*set);
+        }
+    };
 
     Status load(WeightLoader& loader);
     Status check_ops() const;

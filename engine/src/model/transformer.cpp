@@ -45,7 +45,13 @@ Status Transformer::load(const TransformerConfig& c, WeightLoader& loader) {
     for (size_t i = 0; i < single_blocks_.size(); ++i)
         BONSAI_TRY(load_single("dit.single_transformer_blocks." + std::to_string(i) + ".", loader,
                                &single_blocks_[i]));
-    quantised_ = width % kGroup == 0 && c.mlp_width % kGroup == 0;
+    note_types();
+    return Status();
+}
+
+// Which activations the weights of all blocks allow.
+void Transformer::note_types() {
+    quantised_ = config_.width() % kGroup == 0 && config_.mlp_width % kGroup == 0;
     low_bit_ = true;
     const auto note = [&](const Tensor& weight) {
         quantised_ = quantised_ && meets_codes(weight.dtype);
@@ -58,7 +64,6 @@ Status Transformer::load(const TransformerConfig& c, WeightLoader& loader) {
     for (const SingleBlock& w : single_blocks_)
         for (const Tensor* t : {&w.qkv, &w.mlp_in, &w.out})
             note(*t);
-    return Status();
 }
 
 // What the backend offers, where the weights of all blocks allow it.
@@ -292,48 +297,51 @@ Status Transformer::single_block(const Run& run, const SingleBlock& w,
         linear_add_args(b.joined, w.out, b.stream, modulation(tables.now.single, 2, width)));
 }
 
-Status Transformer::evaluate(const Run& run, const TransformerTables& tables, const Tensor& latents,
-                             const Tensor& context, const Tensor& velocity) const {
-    Backend& backend = run.backend;
-    const int64_t width = config_.width(), text = context.rows, tokens = tables.cos.rows;
-    const int64_t image = tokens - text, pictures = latents.rows / image, rows = pictures * tokens;
-    const ActivationTypes t = types(backend);
-    Buffers b;
-    BONSAI_TRY(run.arena.allocate(rows, width, &b.stream));
-    const int64_t joined = width + config_.mlp_width,
-                  gap = t.product == DType::kI8 ? t.product_gap : 0;
-    BONSAI_TRY(run.arena.allocate(rows, width + gap, t.product, &b.h, t.low_bit_group));
-    BONSAI_TRY(run.arena.allocate(rows, 3 * width, t.heads, &b.qkv));
-    BONSAI_TRY(run.arena.allocate(rows, joined + gap, t.product, &b.joined,
+Status Transformer::allocate(const Run& run, int64_t rows, Buffers* b) const {
+    const ActivationTypes t = types(run.backend);
+    const int64_t width = config_.width(), joined = width + config_.mlp_width;
+    const int64_t gap = t.product == DType::kI8 ? t.product_gap : 0;
+    BONSAI_TRY(run.arena.allocate(rows, width, &b->stream));
+    BONSAI_TRY(run.arena.allocate(rows, width + gap, t.product, &b->h, t.low_bit_group));
+    BONSAI_TRY(run.arena.allocate(rows, 3 * width, t.heads, &b->qkv));
+    BONSAI_TRY(run.arena.allocate(rows, joined + gap, t.product, &b->joined,
                                   std::min(t.low_bit_group, kJoinedGroup)));
-    b.h = b.h.slice_cols(0, width);
-    b.joined = b.joined.slice_cols(0, joined);
-    if (!t.activate)
-        BONSAI_TRY(run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden,
-                                      &b.hidden));
+    b->h = b->h.slice_cols(0, width);
+    b->joined = b->joined.slice_cols(0, joined);
+    if (t.activate) return Status();
+    return run.arena.allocate(std::min(t.mlp_rows, rows), 2 * config_.mlp_width, t.hidden,
+                              &b->hidden);
+}
 
-    const Tensor text_rows = b.stream.slice_rows(0, text), // of the first picture
-        image_rows = b.stream.slice_rows(text, image);
-    for (int64_t p = 0; p < pictures; ++p) {
-        const Tensor picture = b.stream.slice_rows(p * tokens, tokens);
-        BONSAI_TRY(backend.copy(context, picture.slice_rows(0, text)));
-        BONSAI_TRY(backend.linear(exact_linear(latents.slice_rows(p * image, image), x_embedder_,
-                                               picture.slice_rows(text, image))));
+// The prompt and each picture's latents become rows of the stream.
+Status Transformer::embed(const Run& run, const Tensor& latents, const Tensor& context,
+                          const Extent& e, const Tensor& stream) const {
+    for (int64_t p = 0; p < e.pictures; ++p) {
+        const Tensor picture = stream.slice_rows(p * e.tokens(), e.tokens());
+        BONSAI_TRY(run.backend.copy(context, picture.slice_rows(0, e.text)));
+        BONSAI_TRY(
+            run.backend.linear(exact_linear(latents.slice_rows(p * e.image, e.image), x_embedder_,
+                                            picture.slice_rows(e.text, e.image))));
     }
-    BONSAI_TRY(run.show("s0_ctx_embed", text_rows));
-    BONSAI_TRY(run.show("s0_x_embed", image_rows));
+    BONSAI_TRY(run.show("s0_ctx_embed", stream.slice_rows(0, e.text))); // of the first picture
+    return run.show("s0_x_embed", stream.slice_rows(e.text, e.image));
+}
 
+Status Transformer::run_blocks(const Run& run, const TransformerTables& tables, const Extent& e,
+                               const Buffers& b) const {
     const double blocks = static_cast<double>(double_blocks_.size() + single_blocks_.size());
     double done = 0;
     for (size_t i = 0; i < double_blocks_.size(); ++i) {
-        for (int64_t p = 0; p < pictures; ++p)
+        const DoubleBlock& w = double_blocks_[i];
+        for (int64_t p = 0; p < e.pictures; ++p)
             BONSAI_TRY(
-                double_block(run, double_blocks_[i], tables, text, rows_of(b, p * tokens, tokens)));
-        for (const Side* s : {&double_blocks_[i].image, &double_blocks_[i].text})
+                double_block(run, w, tables, e.text, rows_of(b, p * e.tokens(), e.tokens())));
+        for (const Side* s : {&w.image, &w.text})
             if (run.streamed)
                 run.done_with({s->q, s->k, s->v, s->out, s->linear_in, s->linear_out});
-        BONSAI_TRY(run.show("s0_double" + std::to_string(i) + "_txt", text_rows));
-        BONSAI_TRY(run.show("s0_double" + std::to_string(i) + "_img", image_rows));
+        const std::string name = "s0_double" + std::to_string(i);
+        BONSAI_TRY(run.show(name + "_txt", b.stream.slice_rows(0, e.text)));
+        BONSAI_TRY(run.show(name + "_img", b.stream.slice_rows(e.text, e.image)));
         BONSAI_TRY(run.progress(++done / blocks));
     }
     for (size_t i = 0; i < single_blocks_.size(); ++i) {
@@ -343,22 +351,41 @@ Status Transformer::evaluate(const Run& run, const TransformerTables& tables, co
         BONSAI_TRY(run.show("s0_single" + std::to_string(i), b.stream));
         BONSAI_TRY(run.progress(++done / blocks));
     }
-    for (Tensor* tensor : {&b.h, &b.qkv, &b.joined, &b.hidden})
-        if (!tensor->empty()) run.arena.release(tensor);
+    return Status();
+}
+
+// The image rows of the stream, normed once more, as velocities.
+Status Transformer::project(const Run& run, const TransformerTables& tables, const Extent& e,
+                            const Tensor& stream, const Tensor& velocity) const {
+    const int64_t width = config_.width();
     Tensor h; // of floats: the last product is exact
-    BONSAI_TRY(run.arena.allocate(pictures * image, width, &h));
+    BONSAI_TRY(run.arena.allocate(e.pictures * e.image, width, &h));
     const Tensor scale = modulation(tables.now.out, 0, width),
                  shift = modulation(tables.now.out, 1, width);
-    for (int64_t p = 0; p < pictures; ++p) {
-        const Tensor part = h.slice_rows(p * image, image);
-        BONSAI_TRY(backend.layer_norm(
-            {b.stream.slice_rows(p * tokens + text, image), scale, shift, part, config_.norm_eps}));
+    for (int64_t p = 0; p < e.pictures; ++p) {
+        const Tensor image = stream.slice_rows(p * e.tokens() + e.text, e.image);
+        const Tensor part = h.slice_rows(p * e.image, e.image);
+        BONSAI_TRY(run.backend.layer_norm({image, scale, shift, part, config_.norm_eps}));
         // Each alone: how an exact product is cut may depend on its rows.
-        BONSAI_TRY(
-            backend.linear(exact_linear(part, proj_out_, velocity.slice_rows(p * image, image))));
+        BONSAI_TRY(run.backend.linear(
+            exact_linear(part, proj_out_, velocity.slice_rows(p * e.image, e.image))));
     }
-    run.arena.release(&b.stream);
     run.arena.release(&h);
+    return Status();
+}
+
+Status Transformer::evaluate(const Run& run, const TransformerTables& tables, const Tensor& latents,
+                             const Tensor& context, const Tensor& velocity) const {
+    const int64_t image = tables.cos.rows - context.rows;
+    const Extent e{context.rows, image, latents.rows / image};
+    Buffers b;
+    BONSAI_TRY(allocate(run, e.pictures * e.tokens(), &b));
+    BONSAI_TRY(embed(run, latents, context, e, b.stream));
+    BONSAI_TRY(run_blocks(run, tables, e, b));
+    for (Tensor* tensor : {&b.h, &b.qkv, &b.joined, &b.hidden})
+        if (!tensor->empty()) run.arena.release(tensor);
+    BONSAI_TRY(project(run, tables, e, b.stream, velocity));
+    run.arena.release(&b.stream);
     return Status();
 }
 

@@ -80,17 +80,30 @@ class Transformer {
         // activate.
         Tensor hidden;
     };
+    struct Extent {          // of the stream, in rows
+        int64_t text, image; // of one picture
+        int64_t pictures;
+        int64_t tokens() const { return text + image; }
+    };
     struct Half { // of a double block: the rows of text or image
         const Side& w;
         const Tensor& mod;
         int64_t first;
         Buffers b;
     };
+    void note_types();
     ActivationTypes types(const Backend& backend) const;
     Status load_double(const std::string& name, WeightLoader& loader, DoubleBlock* block);
     Status load_single(const std::string& name, WeightLoader& loader, SingleBlock* block);
     Status write_rope(Backend& backend, int64_t text_tokens, int64_t latent_width,
                       const Tensor& cos, const Tensor& sin) const;
+    Status allocate(const Run& run, int64_t rows, Buffers* b) const;
+    Status embed(const Run& run, const Tensor& latents, const Tensor& context, const Extent& e,
+                 const Tensor& stream) const;
+    Status run_blocks(const Run& run, const TransformerTables& tables, const Extent& e,
+                      const Buffers& b) const;
+    Status project(const Run& run, const TransformerTables& tables, const Extent& e,
+                   const Tensor& stream, const Tensor& velocity) const;
     static Buffers rows_of(const Buffers& b, int64_t first, int64_t rows);
     Status rotate(const Run& run, const TransformerTables& tables, const Tensor& qkv, int64_t first,
                   const Tensor& q_norm, const Tensor& k_norm) const;
