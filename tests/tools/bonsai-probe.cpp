@@ -23,18 +23,11 @@ static void write_npy(const std::string& path, const char* type, const std::stri
     header += '\n';
     std::FILE* file = std::fopen(path.c_str(), "wb");
     if (!file) refuse(path);
-    const unsigned char prefix[] = {0x93,
-                                    'N',
-                                    'U',
-                                    'M',
-                                    'P',
-                                    'Y',
-                                    1,
-                                    0,
-                                    static_cast<unsigned char>(header.size() & 255),
-                                    static_cast<unsigned char>(header.size() >> 8)};
-    const bool whole = std::fwrite(prefix, 1, sizeof prefix, file) == sizeof prefix &&
-                       std::fwrite(header.data(), 1, header.size(), file) == header.size() &&
+    std::string prefix("\x93NUMPY\x01\x00", 8); // version 1.0
+    prefix += static_cast<char>(header.size() & 255);
+    prefix += static_cast<char>(header.size() >> 8);
+    const std::string head = prefix + header;
+    const bool whole = std::fwrite(head.data(), 1, head.size(), file) == head.size() &&
                        std::fwrite(data, 1, bytes, file) == bytes;
     if (std::fclose(file) != 0 || !whole) refuse(path);
 }
@@ -64,6 +57,47 @@ static int failed(const Status& status) {
     return 1;
 }
 
+struct Settings {
+    PipelineOptions options;
+    Request request;
+    std::string out = ".";
+};
+
+static bool set(Settings& s, const std::string& name, const char* value) {
+    if (name == "--prompt")
+        s.request.prompt = value;
+    else if (name == "--width")
+        s.request.width = std::atoi(value);
+    else if (name == "--height")
+        s.request.height = std::atoi(value);
+    else if (name == "--steps")
+        s.request.steps = std::atoi(value);
+    else if (name == "--seed")
+        s.request.seed = std::strtoull(value, nullptr, 10);
+    else if (name == "--guidance")
+        s.request.guidance = static_cast<float>(std::atof(value));
+    else if (name == "--shift")
+        s.request.shift = static_cast<float>(std::atof(value));
+    else if (name == "--precision")
+        s.options.backend.precision =
+            std::strcmp(value, "exact") == 0 ? Precision::kExact : Precision::kFast;
+    else if (name == "--noise-dtype")
+        s.request.noise_dtype = dtype_of(value);
+    else if (name == "--timestep-dtype")
+        s.request.timestep_dtype = dtype_of(value);
+    else if (name == "--threads")
+        s.options.backend.threads = std::atoi(value);
+    else if (name == "--max-memory")
+        s.options.max_memory = std::strtoull(value, nullptr, 10);
+    else if (name == "--device")
+        s.options.device = value;
+    else if (name == "--out")
+        s.out = value;
+    else
+        return false;
+    return true;
+}
+
 int main(int argc, char** argv) {
     if (argc < 2 || argc % 2 != 0) {
         std::fprintf(stderr,
@@ -74,71 +108,37 @@ int main(int argc, char** argv) {
                      "DIR]\n");
         return 2;
     }
-    PipelineOptions options;
-    options.device = "cpu"; // whose results are the same wherever the tests run
-    options.log = [](const std::string& line) {
+    Settings s;
+    s.options.device = "cpu"; // whose results are the same wherever the tests run
+    s.options.log = [](const std::string& line) {
         std::fprintf(stderr, "bonsai-probe: %s\n", line.c_str());
     };
-    Request request;
-    std::string out = ".";
-    for (int i = 2; i < argc; i += 2) {
-        const std::string name = argv[i];
-        const char* value = argv[i + 1];
-        if (name == "--prompt")
-            request.prompt = value;
-        else if (name == "--width")
-            request.width = std::atoi(value);
-        else if (name == "--height")
-            request.height = std::atoi(value);
-        else if (name == "--steps")
-            request.steps = std::atoi(value);
-        else if (name == "--seed")
-            request.seed = std::strtoull(value, nullptr, 10);
-        else if (name == "--guidance")
-            request.guidance = static_cast<float>(std::atof(value));
-        else if (name == "--shift")
-            request.shift = static_cast<float>(std::atof(value));
-        else if (name == "--precision")
-            options.backend.precision =
-                std::strcmp(value, "exact") == 0 ? Precision::kExact : Precision::kFast;
-        else if (name == "--noise-dtype")
-            request.noise_dtype = dtype_of(value);
-        else if (name == "--timestep-dtype")
-            request.timestep_dtype = dtype_of(value);
-        else if (name == "--threads")
-            options.backend.threads = std::atoi(value);
-        else if (name == "--max-memory")
-            options.max_memory = std::strtoull(value, nullptr, 10);
-        else if (name == "--device")
-            options.device = value;
-        else if (name == "--out")
-            out = value;
-        else {
-            std::fprintf(stderr, "bonsai-probe: unknown option %s\n", name.c_str());
+    for (int i = 2; i < argc; i += 2)
+        if (!set(s, argv[i], argv[i + 1])) {
+            std::fprintf(stderr, "bonsai-probe: unknown option %s\n", argv[i]);
             return 2;
         }
-    }
     std::unique_ptr<Pipeline> pipeline;
-    Status status = Pipeline::open(argv[1], options, &pipeline);
+    Status status = Pipeline::open(argv[1], s.options, &pipeline);
     if (!status.ok()) return failed(status);
-    request.probe = [&](const std::string& name, const Tensor& value, Backend& backend) {
+    s.request.probe = [&](const std::string& name, const Tensor& value, Backend& backend) {
         std::vector<float> data;
         BONSAI_TRY(values_of(name, value, backend, &data));
-        write_npy(out + "/" + name + ".npy", "<f4",
+        write_npy(s.out + "/" + name + ".npy", "<f4",
                   std::to_string(value.rows) + ", " + std::to_string(value.cols), data.data(),
                   data.size() * 4);
         return Status();
     };
     std::vector<int32_t> ids;
-    status = pipeline->tokenize(request.prompt, &ids);
+    status = pipeline->tokenize(s.request.prompt, &ids);
     if (!status.ok()) return failed(status);
-    write_npy(out + "/input_ids.npy", "<i4", std::to_string(ids.size()) + ",", ids.data(),
+    write_npy(s.out + "/input_ids.npy", "<i4", std::to_string(ids.size()) + ",", ids.data(),
               ids.size() * 4);
     std::vector<Picture> pictures;
-    status = pipeline->generate(request, &pictures);
+    status = pipeline->generate(s.request, &pictures);
     if (!status.ok()) return failed(status);
     const Picture& p = pictures[0];
-    write_npy(out + "/image_uint8.npy", "|u1",
+    write_npy(s.out + "/image_uint8.npy", "|u1",
               std::to_string(p.height) + ", " + std::to_string(p.width) + ", 3", p.rgb.data(),
               p.rgb.size());
     std::printf("text_encoder %.3f s, denoise %.3f s, vae %.3f s; peaks %.1f %.1f %.1f MB\n",
