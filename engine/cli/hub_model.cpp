@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <string_view>
+#include <vector>
 
 #if defined(_WIN32)
 #include <io.h>
@@ -54,27 +55,44 @@ bool is_letter(char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
 }
 
+// Letters, digits, _, - and .; begins with a letter, a digit or one of `first`.
 bool is_word(std::string_view text, std::string_view first) {
     return !text.empty() && (is_letter(text[0]) || first.find(text[0]) != std::string_view::npos) &&
            std::all_of(text.begin(), text.end(),
                        [](char c) { return is_letter(c) || c == '_' || c == '-' || c == '.'; });
 }
 
+// What stands between slashes, empty where nothing does.
+std::vector<std::string_view> parts_of(std::string_view path) {
+    std::vector<std::string_view> parts;
+    for (size_t start = 0; start <= path.size(); start += parts.back().size() + 1)
+        parts.push_back(path.substr(start, path.find('/', start) - start));
+    return parts;
+}
+
+bool are_words(const std::vector<std::string_view>& parts, std::string_view first) {
+    return std::all_of(parts.begin(), parts.end(),
+                       [&](std::string_view part) { return is_word(part, first); });
+}
+
+std::string with_dashes(const std::vector<std::string_view>& parts) {
+    std::string out(parts.front());
+    for (size_t i = 1; i < parts.size(); ++i)
+        out += "--" + std::string(parts[i]);
+    return out;
+}
+
 // "owner--name", or "owner--name@revision" with the slashes of the revision as dashes.
 std::string slot_of(const std::string& name) {
     const std::string_view text = std::string_view(name).substr(kPrefix.size());
-    const size_t slash = text.find('/'), at = text.find('@');
-    const bool revised = at != std::string_view::npos;
-    bool good = slash != std::string_view::npos && (!revised || slash < at) &&
-                is_word(text.substr(0, slash), "") &&
-                is_word(text.substr(slash + 1, revised ? at - slash - 1 : at), "");
-    std::string slot(text.substr(0, at));
-    if (good) slot.replace(slash, 1, "--");
-    for (size_t start = at + 1; good && revised && start <= text.size();) {
-        const size_t end = std::min(text.find('/', start), text.size());
-        good = is_word(text.substr(start, end - start), "_");
-        slot += (start == at + 1 ? "@" : "--") + std::string(text.substr(start, end - start));
-        start = end + 1;
+    const size_t at = text.find('@');
+    const auto repository = parts_of(text.substr(0, at));
+    bool good = repository.size() == 2 && are_words(repository, "");
+    std::string slot = with_dashes(repository);
+    if (at != std::string_view::npos) {
+        const auto revision = parts_of(text.substr(at + 1));
+        good = good && are_words(revision, "_");
+        slot += "@" + with_dashes(revision);
     }
     if (!good)
         throw Failure(kExitUsage, name + ": expected hub:owner/name or hub:owner/name@revision");
