@@ -52,10 +52,12 @@ engine.info.witdh
 def check(folder: Path, program: str) -> tuple[int, str]:
     pytest.importorskip("mypy")
     (folder / "program.py").write_text(program.lstrip())
+    root = Path(bonsai.__file__).parents[1]  # where packages are installed mypy looks itself
+    path = {} if root.name.endswith("-packages") else {"MYPYPATH": str(root)}
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "program.py"],
         cwd=folder,
-        env=os.environ | {"MYPYPATH": str(Path(bonsai.__file__).parents[1])},
+        env=os.environ | path,
         capture_output=True,
         text=True,
         timeout=600,
