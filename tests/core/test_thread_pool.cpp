@@ -82,6 +82,27 @@ TEST(what_a_body_throws_is_the_error_of_the_loop) {
     }
 }
 
+TEST(a_flag_stops_loops_between_indices) {
+    for (const int threads : {1, 3}) {
+        std::unique_ptr<ThreadPool> pool;
+        CHECK_OK(ThreadPool::create(threads, true, &pool));
+        std::atomic<bool> stop{false};
+        pool->stop_when(&stop);
+        std::atomic<int> ran{0};
+        const auto stops = [&](int64_t i, int) {
+            ++ran;
+            if (i == 5) stop = true;
+        };
+        CHECK_FAILS(pool->parallel_for(1000000, stops), ErrorCode::kCancelled, "cancelled");
+        CHECK(ran >= 6 && ran < 1000000);
+        CHECK_FAILS(pool->parallel_for(1, stops), ErrorCode::kCancelled, "cancelled");
+        stop = false;
+        ran = 0;
+        CHECK_OK(pool->parallel_for(5, stops));
+        CHECK(ran == 5);
+    }
+}
+
 TEST(default_count_is_sane) {
     CHECK(default_thread_count() >= 1 && default_thread_count() <= 4096);
 }

@@ -7,6 +7,7 @@
 // here, once for all backends.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -65,6 +66,10 @@ class Backend {
     virtual uint64_t memory_free() const { return device().memory_free; } // now, bytes
     // Bytes of the device's own memory that are in use here; 0 where it is that of the process.
     virtual uint64_t memory_used() const { return 0; }
+
+    // While the flag is set ops may end with kCancelled and results that are worth nothing. It
+    // outlives the backend's use.
+    virtual void stop_when(const std::atomic<bool>* cancelled) { (void)cancelled; }
 
     // -- memory --
     // Whether memory is better kept from one picture to the next than given back in between: on

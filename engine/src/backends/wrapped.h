@@ -16,6 +16,7 @@ class WrappedBackend : public Backend {
     const DeviceInfo& device() const override { return inner_->device(); }
     uint64_t memory_free() const override { return inner_->memory_free(); }
     uint64_t memory_used() const override { return inner_->memory_used(); }
+    void stop_when(const std::atomic<bool>* cancelled) override { inner_->stop_when(cancelled); }
     bool keeps_memory() const override { return inner_->keeps_memory(); }
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override {
         return inner_->allocate(bytes, out);

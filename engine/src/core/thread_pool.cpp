@@ -64,19 +64,27 @@ ThreadPool::~ThreadPool() {
         worker.join();
 }
 
-void ThreadPool::take(int worker) noexcept {
-    try {
-        for (;;) {
-            const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-            if (index >= count_) return;
-            (*body_)(index, worker);
-        }
-    } catch (...) {
-        Status status = caught();
-        next_.store(count_, std::memory_order_relaxed); // the others stop too
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (error_.ok()) error_ = std::move(status);
+Status ThreadPool::take_indices(int worker) {
+    for (;;) {
+        const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
+        if (index >= count_) return Status();
+        if (cancelled_ && cancelled_->load(std::memory_order_relaxed))
+            return fail(ErrorCode::kCancelled, "cancelled");
+        (*body_)(index, worker);
     }
+}
+
+void ThreadPool::take(int worker) noexcept {
+    Status status;
+    try {
+        status = take_indices(worker);
+    } catch (...) {
+        status = caught();
+    }
+    if (status.ok()) return;
+    next_.store(count_, std::memory_order_relaxed); // the others stop too
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (error_.ok()) error_ = std::move(status);
 }
 
 bool ThreadPool::begun(uint64_t seen) const {

@@ -30,6 +30,9 @@ class ThreadPool {
     // left out. The body must not call parallel_for. Not for use by two threads at once.
     Status parallel_for(int64_t count, const std::function<void(int64_t index, int worker)>& body);
 
+    // While the flag is set, loops end with kCancelled before all indices are taken.
+    void stop_when(const std::atomic<bool>* cancelled) { cancelled_ = cancelled; }
+
   private:
     // Of state_: the number of the loop, whether it takes more workers, and how many it has.
     static constexpr uint64_t kLoop = uint64_t{1} << 32, kOpen = uint64_t{1} << 31;
@@ -40,6 +43,7 @@ class ThreadPool {
     bool join(uint64_t* seen);
     void leave();
     void take(int worker) noexcept;
+    Status take_indices(int worker);
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
@@ -49,6 +53,7 @@ class ThreadPool {
     std::atomic<bool> stop_{false};
     int asleep_ = 0;
     std::atomic<int64_t> next_{0};
+    const std::atomic<bool>* cancelled_ = nullptr;
     // Of the open loop.
     int64_t count_ = 0;
     const std::function<void(int64_t, int)>* body_ = nullptr;

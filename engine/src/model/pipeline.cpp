@@ -74,6 +74,7 @@ Status Pipeline::open(std::unique_ptr<GgufFile> mapped, std::unique_ptr<Backend>
     pipeline->options_ = options;
     pipeline->file_ = std::move(mapped);
     pipeline->backend_ = std::move(backend);
+    pipeline->backend_->stop_when(&pipeline->cancelled_);
     const GgufFile& file = *pipeline->file_;
     BONSAI_TRY(read_config(file, &pipeline->config_));
     pipeline->hash_ = model_hash(file);

@@ -15,6 +15,7 @@ class CpuBackend final : public Backend {
 
     const DeviceInfo& device() const override { return device_; }
     uint64_t memory_free() const override;
+    void stop_when(const std::atomic<bool>* cancelled) override { pool_->stop_when(cancelled); }
     Status allocate(size_t bytes, std::unique_ptr<Buffer>* out) override;
     Status load_weight(const Tensor& host, std::unique_ptr<Buffer>* owner, Tensor* out) override;
     void evict_weight(const Tensor& weight) override;
