@@ -63,7 +63,13 @@ bonsai_status plan_memory(bonsai_context* context, const Options& options,
                           bonsai_memory_plan* plan) {
     *plan = {};
     plan->struct_size = sizeof(*plan);
-    return bonsai_plan_memory(context, options.width.value_or(0), options.height.value_or(0), plan);
+    bonsai_generate_params params;
+    bonsai_generate_params_init(&params);
+    params.width = options.width.value_or(params.width);
+    params.height = options.height.value_or(params.height);
+    params.steps = options.steps.value_or(params.steps);
+    params.guidance = options.guidance.value_or(params.guidance);
+    return bonsai_plan_request(context, &params, plan);
 }
 
 std::string verdict(const bonsai_memory_plan& plan) {

@@ -275,7 +275,8 @@ typedef struct bonsai_image {
 BONSAI_API bonsai_status bonsai_generate(bonsai_context* ctx, const bonsai_generate_params* params,
                                          bonsai_image* images);
 
-/* Makes calls that run on ctx end with BONSAI_ERR_CANCELLED within one transformer block.
+/* Makes calls that run on ctx end with BONSAI_ERR_CANCELLED: on the processor within the pieces of
+ * an operation that its threads have begun, on a GPU within one transformer block.
  * Async-signal-safe, from any thread. */
 BONSAI_API void bonsai_cancel(bonsai_context* ctx);
 
@@ -336,6 +337,12 @@ typedef struct bonsai_memory_plan {
 /* What a picture of this size will take; width or height 0: the file's default. */
 BONSAI_API bonsai_status bonsai_plan_memory(bonsai_context* ctx, int32_t width, int32_t height,
                                             bonsai_memory_plan* plan);
+
+/* The same for one picture of a request, whose steps and guidance count too. Its prompt may be
+ * NULL; callbacks are not called. */
+BONSAI_API bonsai_status bonsai_plan_request(bonsai_context* ctx,
+                                             const bonsai_generate_params* params,
+                                             bonsai_memory_plan* plan);
 
 /* ---- self-test ------------------------------------------------------------------------------- */
 

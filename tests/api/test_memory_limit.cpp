@@ -71,3 +71,24 @@ TEST(a_tight_limit_streams_the_weights) {
     CHECK(bonsai_prompt_encode(narrow.ctx, "x", b.data(), b.size()) == BONSAI_OK);
     CHECK(a == b);
 }
+
+TEST(the_plan_of_a_request_is_that_of_its_picture) {
+    const Context c;
+    bonsai_generate_params params = request(nullptr, 0);
+    params.width = 16;
+    params.height = 32;
+    params.steps = 1000;
+    bonsai_memory_plan plan{}, by_size{};
+    plan.struct_size = by_size.struct_size = sizeof plan;
+    CHECK(bonsai_plan_request(c.ctx, &params, &plan) == BONSAI_OK);
+    CHECK(bonsai_plan_memory(c.ctx, 16, 32, &by_size) == BONSAI_OK);
+    CHECK(plan.vae_activations == by_size.vae_activations);
+    CHECK(plan.transformer_activations > by_size.transformer_activations); // default steps
+    params.width = 17;
+    CHECK(bonsai_plan_request(c.ctx, &params, &plan) == BONSAI_ERR_ARGUMENT);
+    CHECK(bonsai_plan_request(c.ctx, nullptr, &plan) == BONSAI_ERR_ARGUMENT &&
+          last_error_says("params is NULL"));
+    CHECK(bonsai_plan_request(nullptr, &params, &plan) == BONSAI_ERR_ARGUMENT);
+    bonsai_generate_params_init(nullptr); // does nothing
+    bonsai_open_params_init(nullptr);
+}

@@ -43,6 +43,9 @@ def test_dry_run(cli):
     assert plan["fits"] is True and 0 < plan["peak"] <= plan["limit"]
     larger = json.loads(cli("--dry-run", "--size", "1024x1024", "--json").out)
     assert larger["peak"] > plan["peak"]
+    small = ["--dry-run", "--size", "16x16", "--json", "--steps"]
+    one, many = (json.loads(cli(*small, steps).out)["stages"][1] for steps in ("1", "1000"))
+    assert one["stage"] == "denoise" and many["activations"] > one["activations"]
 
 
 def test_dry_run_that_does_not_fit(cli):

@@ -87,3 +87,17 @@ TEST(pictures_that_wait_for_the_last_count) {
     request.images = 4096;
     CHECK_FAILS(pipeline->generate(request, &pictures), ErrorCode::kMemory, "fewer or smaller");
 }
+
+TEST(steps_count) {
+    Request request;
+    request.width = request.height = 16;
+    bonsai_memory_plan plans[2] = {};
+    for (const int64_t steps : {1, 1000}) {
+        request.steps = steps;
+        CHECK_OK(open(0, 0, 0, 0)->plan_memory(request, &plans[steps > 1]));
+    }
+    CHECK(plans[1].transformer_activations > plans[0].transformer_activations);
+    CHECK(plans[1].vae_activations == plans[0].vae_activations);
+    request.steps = 1001;
+    CHECK_FAILS(open(0, 0, 0, 0)->plan_memory(request, plans), ErrorCode::kArgument, "steps 1001");
+}

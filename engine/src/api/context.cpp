@@ -67,6 +67,7 @@ using namespace bonsai::api;
 extern "C" {
 
 void bonsai_open_params_init(bonsai_open_params* params) {
+    if (!params) return;
     *params = bonsai_open_params{};
     params->struct_size = sizeof *params;
 }

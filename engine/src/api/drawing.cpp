@@ -64,6 +64,7 @@ Status to_png(const bonsai_image& image, std::vector<uint8_t>* out) {
 extern "C" {
 
 void bonsai_generate_params_init(bonsai_generate_params* params) {
+    if (!params) return;
     *params = bonsai_generate_params{};
     params->struct_size = sizeof *params;
     params->images = 1;
@@ -96,6 +97,23 @@ bonsai_status bonsai_generate(bonsai_context* ctx, const bonsai_generate_params*
         for (int32_t i = 0; !status.ok() && i < p.images; ++i)
             bonsai_image_free(&images[i]);
         return status;
+    });
+}
+
+bonsai_status bonsai_plan_request(bonsai_context* ctx, const bonsai_generate_params* params,
+                                  bonsai_memory_plan* plan) {
+    return guarded([&]() -> Status {
+        BONSAI_TRY(require({{"ctx", ctx}, {"params", params}, {"plan", plan}}));
+        bonsai_generate_params p;
+        bonsai_generate_params_init(&p);
+        BONSAI_TRY(take_over(params, &p));
+        p.prompt = ""; // of any prompt the same
+        Request request;
+        BONSAI_TRY(make_request(p, &request));
+        const Visit visit(ctx);
+        bonsai_memory_plan full{};
+        BONSAI_TRY(ctx->pipeline->plan_memory(request, &full));
+        return hand_over(full, plan);
     });
 }
 

@@ -71,6 +71,8 @@ class Pipeline {
     Status save_embeds(const std::string& prompt, const std::string& path);
     Status load_embeds(const std::string& path, std::string* prompt);
     Status plan_memory(int64_t width, int64_t height, bonsai_memory_plan* plan) const;
+    // Of one picture of the request.
+    Status plan_memory(const Request& asked, bonsai_memory_plan* plan) const;
 
     void cancel() { cancelled_ = true; }
     // Before work starts: forgets an earlier cancel().

@@ -147,6 +147,11 @@ Status Pipeline::plan_memory(int64_t width, int64_t height, bonsai_memory_plan* 
     Request request;
     request.width = width;
     request.height = height;
+    return plan_memory(request, plan);
+}
+
+Status Pipeline::plan_memory(const Request& asked, bonsai_memory_plan* plan) const {
+    Request request = asked;
     BONSAI_TRY(resolve(&request));
     return plan_request(request, plan);
 }
