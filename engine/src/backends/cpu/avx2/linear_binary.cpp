@@ -3,11 +3,10 @@
 // Layout:   the bits of four successive weights of a column are an index of 4 bits. 32 columns of
 //           indices fill a register; the tile's columns lie side by side for each four of K.
 // Maths:    for every four x codes a table of the 16 sums +-a +-b +-c +-d, each 512 too high, in
-// two
-//           bytes of 5 bits: vpshufb looks up 32 columns at once, and bytes hold the sums of 8 such
-//           steps (8 * 31 < 256). vpmaddubsw joins low + 32 * high in 16 bits, which hold a group:
-//           at most 32 * 1020, less 32 * 512. Exact, and scaled as products are: results equal
-//           those of linear_fast.cpp bit for bit.
+//           two bytes of 5 bits: vpshufb looks up 32 columns at once, and bytes hold the sums of 8
+//           such steps (8 * 31 < 256). vpmaddubsw joins low + 32 * high in 16 bits, which hold a
+//           group: at most 32 * 1020, less 32 * 512. Exact, and scaled as products are: results
+//           equal those of linear_fast.cpp bit for bit.
 // Work:     a row's table (1 KB a group) is made once for up to 768 columns, indices once for up to
 //           128 rows; both stay in the first-level cache.
 // Roofline: two shuffles and two adds are 256 operations; vpmaddubsw and vpaddw are 64. Cores with
