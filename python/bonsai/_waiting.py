@@ -13,6 +13,8 @@ from typing import Any, Callable
 from ._lib import lib
 from .types import Step
 
+STREAM = "bonsai-stream"  # the thread of a stream, which prints nothing and is joined
+
 
 def interruptible(ctx: Any, call: Callable[[], None]) -> None:
     """Runs a call that has no callbacks so that Ctrl-C cancels it."""
@@ -28,6 +30,16 @@ def interruptible(ctx: Any, call: Callable[[], None]) -> None:
                 wait([future], 0.05)
             raise
     return future.result()
+
+
+def stay_at_exit(exiting: threading.Event) -> None:
+    """Keeps a daemon thread here for good while the interpreter ends.
+
+    Python ends with an abort if such a thread still prints, as it does with what a call raises.
+    """
+    thread = threading.current_thread()
+    if exiting.is_set() and thread.daemon and thread.name != STREAM:
+        threading.Event().wait()
 
 
 def steps_with_picture(done: queue.SimpleQueue[Any]) -> Iterator[Step]:

@@ -21,19 +21,21 @@ from PIL import Image
 from ._arguments import PRECISIONS, choice, generate_params, integer, listener
 from ._lib import check, encode, ffi, lib, new_struct, text
 from ._progress import Bar
-from ._waiting import interruptible, steps_with_picture
+from ._waiting import STREAM, interruptible, stay_at_exit, steps_with_picture
 from .errors import ArgumentError, Cancelled
 from .library import find_model
 from .types import STAGES, ModelInfo, Progress, Step, from_struct, picture
 
 _log = logging.getLogger("bonsai")
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_exiting = threading.Event()
 ProgressArgument = Union[bool, Callable[[Progress], Any], None]
 
 
 @atexit.register
 def _stop_all() -> None:
     """Daemon threads must not come back from a call when the interpreter is gone."""
+    _exiting.set()
     for engine in list(_engines):
         engine._stop(10)
 
@@ -230,7 +232,7 @@ class Engine:
             except BaseException as error:
                 steps_done.put(error)
 
-        worker = threading.Thread(target=work, name="bonsai-stream", daemon=True)
+        worker = threading.Thread(target=work, name=STREAM, daemon=True)
         worker.start()
         try:
             yield from steps_with_picture(steps_done)
@@ -339,6 +341,7 @@ class Engine:
             with self._idle:
                 self._users.remove(me)
                 self._idle.notify_all()
+            stay_at_exit(_exiting)
 
     def _draw(
         self,
