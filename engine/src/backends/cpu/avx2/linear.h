@@ -20,6 +20,12 @@ constexpr int kMicroRows = 6;
 constexpr int kBinaryRows = 128;
 constexpr int kBinaryCols = 768;
 
+namespace {
+inline int64_t at_most(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+} // namespace
+
 // The steps of the inner loops, accumulator in place. Plain intrinsics make gcc 12 keep two copies
 // of the accumulators of an unrolled loop, half of them in memory, which costs a third of the
 // speed.

@@ -239,10 +239,6 @@ void binary_tile(const QuantizedRows& x, const Projection& p, Range rows, Range 
         finish_tile(memory->sums[m - rows.begin], 1, p, {m, m + 1}, cols);
 }
 
-int64_t at_most(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 } // namespace
 
 bool linear_binary(const QuantizedRows& x, const Projection& p, Range rows, Range cols,

@@ -133,10 +133,6 @@ inline void prefetch(const QuantizedRows& x, Range rows, int64_t k, int64_t dept
             _mm_prefetch(reinterpret_cast<const char*>(x.q + m * x.stride + j), _MM_HINT_T0);
 }
 
-inline int64_t at_most(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 template <class Level>
 void multiply_panels(const QuantizedRows& x, Range rows, int64_t k, int groups, int64_t panels,
                      const Form& form, const Multiply* kernels, Layout<Level>* layout) {
