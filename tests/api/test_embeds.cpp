@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Encoded prompts as files: what is loaded stands in for the text encoder, and nothing else than an
 // undamaged file of this very model is loaded.
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -151,6 +152,14 @@ TEST(refuses_a_model_with_other_weights) {
     const Context c, changed(model.path());
     CHECK(bonsai_embeds_save(c.ctx, "x", file.path().c_str()) == BONSAI_OK);
     refused(changed, read_file(file.path()), "of another model");
+}
+
+TEST(a_model_is_not_replaced) {
+    const test::TempFile model(read_file(model_path()));
+    const Context c(model.path());
+    CHECK(bonsai_embeds_save(c.ctx, "x", model.path().c_str()) == BONSAI_ERR_ARGUMENT);
+    CHECK(std::strstr(bonsai_last_error(), "is the model itself") != nullptr);
+    CHECK(read_file(model.path()) == read_file(model_path()));
 }
 
 TEST(wrong_arguments) {

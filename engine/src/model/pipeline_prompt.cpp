@@ -2,6 +2,7 @@
 // The first stage of the pipeline: a prompt becomes what the transformer is conditioned on. The
 // last prompts used are kept as such.
 #include <algorithm>
+#include <filesystem>
 
 #include "model/monitor.h"
 
@@ -147,6 +148,11 @@ EmbedsShape Pipeline::embeds_shape() const {
 }
 
 Status Pipeline::save_embeds(const std::string& text, const std::string& path) {
+    namespace fs = std::filesystem;
+    std::error_code none_yet;
+    if (fs::equivalent(fs::u8path(path), fs::u8path(file_->file().path()), none_yet))
+        return fail(ErrorCode::kArgument, "%s is the model itself; give another name",
+                    path.c_str());
     std::shared_ptr<const Prompt> prompt = take_recent(text);
     if (!prompt) {
         const auto made = std::make_shared<Prompt>();
